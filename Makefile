@@ -1,0 +1,35 @@
+# make demo: the laptop sweep of Table 3 on generated data. make test: all quick tests. Both make the environment first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+export RAY_USAGE_STATS_ENABLED = 0
+export MLFLOW_DISABLE_TELEMETRY = true
+
+.PHONY: demo test lint format benchmarks clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m orchestrator.sweep sweeps/table3.yaml --profile laptop --storage $(CURDIR)/demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmarks: $(VENV)/.installed
+	$(BIN)/python -m tests.benchmarks
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it by: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo dist .pytest_cache .mypy_cache .ruff_cache
