@@ -1,0 +1,203 @@
+"""The ledger keeps the truth: whole files or none, journals cut to their checkpoint, one driver a sweep."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from detector.errors import InputError, UnreachableError
+from orchestrator import journal, lease
+from orchestrator.files import read_json, write_json
+from orchestrator.ledger import Ledger
+
+CONFIG = {"seed": 0}
+
+
+def claim(ledger, identity="a1", sweep="t", row="1:1", seed=0, iterations=100):
+    return ledger.claim(identity, sweep=sweep, row=row, seed=seed, config=CONFIG, iterations=iterations)
+
+
+def checkpoint(folder, step):
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "config.json").write_text(f'{{"step": {step}}}')
+    (folder / "detections.json").write_text("[]")
+    return folder
+
+
+def test_unknown_is_pending(tmp_path):
+    record = Ledger(tmp_path).record("nothing")
+    assert (record.state, record.step, record.attempts, record.model) == ("pending", 0, 0, None)
+
+
+def test_a_training_from_claim_to_result(tmp_path):
+    ledger = Ledger(tmp_path)
+    with lease.Lease(ledger.sweep("t")):
+        assert claim(ledger)
+        ledger.started("a1", node="n1", from_step=0, hardware={"device": "cpu"})
+        journal.append(ledger.record("a1").journal, 40, "train", {"loss": 2.0})
+        running = ledger.record("a1")
+        assert (running.state, running.step, running.iterations, running.attempts) == ("running", 40, 100, 1)
+        ledger.finished("a1", checkpoint(tmp_path / "ck", 100), {"AP": 12.5, "APs": None})
+    record = ledger.record("a1")
+    assert (record.state, record.step, record.metrics) == ("finished", 100, {"AP": 12.5, "APs": None})
+    assert json.loads((record.model / "config.json").read_text()) == {"step": 100}
+    assert record.hardware == {"device": "cpu"}
+    assert (record.first_sweep, record.first_row, record.first_seed) == ("t", "1:1", 0)
+    assert read_json(record.folder / "config.json") == CONFIG
+
+
+def test_failure_keeps_the_causes_own_sentence_and_every_attempt(tmp_path):
+    ledger = Ledger(tmp_path)
+    claim(ledger)
+    ledger.started("a1", node="n1", from_step=0, hardware={})
+    ledger.attempt_failed("a1", "image 7 can't be read")
+    ledger.started("a1", node="n2", from_step=0, hardware={})
+    ledger.attempt_failed("a1", "image 7 can't be read")
+    ledger.failed("a1", "some wrapper of the cluster's")
+    record = ledger.record("a1")
+    assert (record.state, record.error, record.attempts) == ("failed", "image 7 can't be read", 2)
+    assert [a["node"] for a in record.history] == ["n1", "n2"]
+    claim(ledger)
+    assert (ledger.record("a1").state, ledger.record("a1").error) == ("pending", None)
+
+
+def test_a_driver_that_died_leaves_its_training_pending(tmp_path):
+    ledger = Ledger(tmp_path)
+    with lease.Lease(ledger.sweep("t")):
+        claim(ledger)
+        ledger.started("a1", node="n", from_step=0, hardware={})
+        assert ledger.record("a1").state == "running"
+    assert ledger.record("a1").state == "pending"
+    claim(ledger)
+    assert ledger.record("a1").history[0]["outcome"] == "lost"
+
+
+def test_a_live_sweep_keeps_its_trainings_from_another(tmp_path):
+    ledger = Ledger(tmp_path)
+    with lease.Lease(ledger.sweep("one")):
+        assert claim(ledger, sweep="one")
+        assert not claim(ledger, sweep="two")
+    assert claim(ledger, sweep="two")
+    assert ledger.record("a1").first_sweep == "one"
+    assert ledger.reused_from("two", "x", 0, "a1") == "one/1:1"
+    assert ledger.reused_from("one", "x", 0, "a1") == "1:1"
+    assert ledger.reused_from("one", "1:1", 0, "a1") is None
+
+
+def test_set_aside_trains_anew_and_keeps_what_was(tmp_path):
+    ledger = Ledger(tmp_path)
+    claim(ledger)
+    first = ledger.record("a1").training
+    ledger.set_aside("a1")
+    assert ledger.record("a1").training is None
+    claim(ledger)
+    assert ledger.record("a1").training != first
+    assert len(list((tmp_path / "replaced").iterdir())) == 1
+
+
+def test_a_torn_temporary_file_is_ignored_and_a_failed_write_leaves_the_old(tmp_path):
+    path = tmp_path / "status.json"
+    write_json(path, {"state": "running"})
+    (tmp_path / ".status.json.abc.tmp").write_text('{"sta')
+    with pytest.raises(TypeError):
+        write_json(path, {"state": object()})
+    assert read_json(path) == {"state": "running"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".status.json.abc.tmp", "status.json"]
+
+
+def _end_attempts(storage, count):
+    for _ in range(count):
+        Ledger(storage).started("a1", node=str(os.getpid()), from_step=0, hardware={})
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path):
+    claim(Ledger(tmp_path))
+    processes = [multiprocessing.get_context("fork").Process(target=_end_attempts, args=(tmp_path, 10)) for _ in "123"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert Ledger(tmp_path).record("a1").attempts == 30
+
+
+def test_journal_is_cut_to_the_checkpoint_and_a_torn_line_goes(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    reader = journal.Reader(path)
+    for step in (20, 40, 60):
+        journal.append(path, step, "train", {"loss": float(step)})
+    journal.append(path, 60, "evaluation", {"AP": float("nan")})
+    assert len(reader.poll()) == 4
+    with path.open("a") as file:
+        file.write('{"step": 80, "kind": "tr')
+    assert reader.poll() == []
+    assert journal.last(path)["metrics"] == {"AP": None}
+    assert journal.last(path, "train")["step"] == 60
+    journal.cut(path, 40)
+    assert [entry["step"] for entry in journal.read(path)] == [20, 40]
+    assert [entry["step"] for entry in reader.poll()] == [20, 40]  # a shorter file is read again from its start
+    journal.append(path, 60, "train", {"loss": 61.0})
+    assert [entry["metrics"]["loss"] for entry in reader.poll()] == [61.0]
+    assert Ledger(tmp_path).journal_metrics("x", ["loss"]) == ([], {"loss": []})
+    assert journal.series(journal.read(path), ["loss", "AP"]) == (
+        [20, 40, 60],
+        {"loss": [20.0, 40.0, 61.0], "AP": [None, None, None]},
+    )
+
+
+def test_the_last_line_of_a_long_journal_is_found_from_its_end(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal.append(path, 1, "evaluation", {"AP": 1.0})
+    for step in range(2, 700):
+        journal.append(path, step, "train", {"loss": 1.0, "padding": 0.123456789})
+    assert path.stat().st_size > 2 * 16_384
+    assert journal.last(path)["step"] == 699
+    assert journal.last(path, "evaluation")["step"] == 1
+    assert journal.last(path, "final") is None
+
+
+def test_storage_must_be_a_writable_folder(tmp_path):
+    with pytest.raises(InputError, match="must be a folder"):
+        Ledger("s3://user:secret@bucket/x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnreachableError, match="can't be written"):
+        Ledger(tmp_path / "file" / "below").prepare()
+
+
+def test_run_ids_are_kept_by_row_and_seed(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.remember_run("t", "p")
+    ledger.remember_run("t", "r", "D_up:1", 3)
+    assert ledger.run_id("t", "D_up:1", 3) == "r"
+    assert ledger.run_id("t", "D_up:1", 0) is None
+    assert ledger.parent_run_id("t") == "p"
+
+
+def test_a_second_driver_is_refused_with_the_holders_name(tmp_path):
+    with lease.Lease(tmp_path):
+        assert lease.held(tmp_path)
+        with pytest.raises(lease.SweepHeldError, match=f"process {os.getpid()} on "):
+            lease.Lease(tmp_path).__enter__()
+    assert not lease.held(tmp_path)
+    assert not (tmp_path / "lease.json").exists()
+
+
+def test_a_dead_drivers_lease_is_taken_over(tmp_path):
+    code = "import os, sys; from orchestrator.lease import *; Lease(Path(sys.argv[1])).__enter__(); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert (tmp_path / "lease.json").exists()
+    with lease.Lease(tmp_path):
+        assert read_json(tmp_path / "lease.json")["pid"] == os.getpid()
+
+
+def test_elsewhere_the_heartbeat_decides(tmp_path):
+    there = {"host": "another-host", "pid": 1, "heartbeat": time.time(), "started": 0, "process_started": 0}
+    write_json(tmp_path / "lease.json", there)
+    with pytest.raises(lease.SweepHeldError, match="another-host"):
+        lease.Lease(tmp_path).__enter__()
+    write_json(tmp_path / "lease.json", {**there, "heartbeat": time.time() - 2 * lease.STALE_S})
+    with lease.Lease(tmp_path):
+        pass
