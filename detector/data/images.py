@@ -1,0 +1,52 @@
+"""From the bytes of an image file to RGB pixels, as a viewer would show them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+_ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
+_TRANSPOSED = (5, 6, 7, 8)  # orientations that swap width and height
+
+
+def decode_image(content: bytes | memoryview, *, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 RGB, contiguous, of an encoded image.
+
+    ``size`` is the height and width that annotations were made in. Pixels that have it as stored are taken as stored,
+    whatever the EXIF orientation says: COCO's boxes refer to them. Where only the upright image has it, the orientation
+    is applied. Without ``size`` the orientation is always applied. Transparency is laid over white.
+
+    ValueError says in a few words what is wrong: it can't be decoded, is cut short, or has another size.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            stored = (image.height, image.width)
+            upright = upright_size(image)
+            if size is not None and size not in (stored, upright):
+                raise ValueError(
+                    f"it is {stored[1]}x{stored[0]} pixels, but its annotations say width {size[1]}, height {size[0]}"
+                )
+            image.load()
+            turned = ImageOps.exif_transpose(image) if size is None or size != stored else image
+            return np.array(_rgb(turned))
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"it can't be decoded ({error})") from error
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an opened image as a viewer shows it, without decoding its pixels."""
+    turned = image.getexif().get(_ORIENTATION) in _TRANSPOSED
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey: PIL would clip at 255 instead of scaling
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, which have no agreed range; save it with 8 bits")
+    if image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
