@@ -1,6 +1,6 @@
 """What an ATSS model is trained on: targets from the assignment, and losses with global normalisers.
 
-It works in two steps, so that several workers and several micro-batches give the losses of one global batch: ``targets``
+It works in two steps, so that any number of workers and micro-batches gives the losses of one global batch: ``targets``
 assigns a micro-batch and counts; the counts are summed over all of the global batch; ``losses`` divides by those sums.
 
 Legend: N images, G boxes in an image (padded), A anchors in all levels, S candidates in an image, C classes.
@@ -101,7 +101,7 @@ class Criterion:
     def targets(
         self, outputs: HeadOutputs, gt_boxes: Sequence[Tensor], gt_labels: Sequence[Tensor], progress: float
     ) -> Targets:
-        """Assigns the boxes of each image, N tensors (G_i, 4) xyxy with labels (G_i,), given the current predictions."""
+        """Assigns each image's boxes, N tensors (G_i, 4) xyxy with labels (G_i,), given the current predictions."""
         anchors = self.anchors(outputs)
         predicted = decode(flatten(outputs.box_regression), anchors)
         assignment = self.assigner(anchors, outputs.shapes(), gt_boxes, predicted, progress)

@@ -1,0 +1,77 @@
+"""Detections of one image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from detector.data.coco import Category
+
+# Distinct on light and dark ground; reused in turn.
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324")
+
+
+@dataclass(frozen=True)
+class Detections:
+    """D detections, best first."""
+
+    boxes: Tensor
+    """(D, 4) float32 xyxy, inside the image."""
+    scores: Tensor
+    """(D,) float32, descending."""
+    labels: Tensor
+    """(D,) int64, 0..C-1."""
+    categories: Sequence[Category]
+    """The data set's categories, by label."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each detection's category."""
+        return [self.categories[label].name for label in self.labels.tolist()]
+
+    @property
+    def category_ids(self) -> Tensor:
+        """(D,) int64: the data set's own category ids."""
+        ids = torch.tensor([category.id for category in self.categories], device=self.labels.device)
+        return ids[self.labels]
+
+    def to(self, device: torch.device | str) -> Detections:
+        """The same on ``device``."""
+        return replace(self, boxes=self.boxes.to(device), scores=self.scores.to(device), labels=self.labels.to(device))
+
+    def scaled(self, x: float, y: float) -> Detections:
+        """The same with boxes stretched by ``x`` and ``y``: from pixels of the input to those of the original image."""
+        return replace(self, boxes=self.boxes * self.boxes.new_tensor((x, y, x, y)))
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Entries of a COCO results file: boxes xywh."""
+        sizes = self.boxes[:, 2:] - self.boxes[:, :2]
+        boxes = torch.cat((self.boxes[:, :2], sizes), dim=1).tolist()
+        rows = zip(boxes, self.scores.tolist(), self.category_ids.tolist(), strict=True)
+        return [
+            {"image_id": int(image_id), "category_id": category, "bbox": box, "score": score}
+            for box, score, category in rows
+        ]
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """A copy of ``image`` (the one that was predicted on) with boxes, names and scores."""
+        picture = image.convert("RGB")
+        pen = ImageDraw.Draw(picture)
+        width = max(1, round(max(picture.size) / 400))
+        rows = zip(self.boxes.tolist(), self.names, self.scores.tolist(), self.labels.tolist(), strict=True)
+        for box, name, score, label in reversed(list(rows)):
+            colour = COLOURS[label % len(COLOURS)]
+            pen.rectangle(box, outline=colour, width=width)
+            text = f"{name} {score:.2f}"
+            place = pen.textbbox((box[0] + width, box[1] + width), text)
+            pen.rectangle(place, fill=colour)
+            pen.text(place[:2], text, fill="white")
+        return picture

@@ -1,0 +1,143 @@
+"""A detector: network, losses and post-processing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detector.backbones import build_backbone, load_pretrained
+from detector.config import ModelConfig, PostprocessConfig
+from detector.criterion import Criterion
+from detector.data.coco import Category
+from detector.detections import Detections
+from detector.heads import HeadOutputs, build_head
+from detector.necks import FPN
+from detector.postprocess import detections
+from detector.weights import resolve_weights
+
+# RGB, of images in 0..255: the statistics that torchvision's ImageNet weights expect.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+class Network(nn.Module):
+    """Backbone, neck and head: normalised images in, raw outputs out."""
+
+    def __init__(self, config: ModelConfig, num_classes: int, seed: int) -> None:
+        super().__init__()
+        # Each part draws from its own seed: rows that differ in one part start from equal weights in the others.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.backbone = build_backbone(config)
+            torch.manual_seed(seed + 1)
+            self.neck = FPN(self.backbone.channels, config.neck)
+            torch.manual_seed(seed + 2)
+            self.head = build_head(config.head, in_channels=config.neck.channels, num_classes=num_classes)
+
+    def forward(self, batch: Tensor) -> HeadOutputs:
+        """Batch (N, 3, H, W) float, normalised, H and W multiples of 32 -> raw outputs."""
+        return self.head(self.neck(self.backbone(batch)))
+
+
+class Detector(nn.Module):
+    """A network with what it takes to train and to use it.
+
+    ``config``: resolved, with its classes. ``categories``: the data set's, by label.
+    ``short_side``, ``long_side``: to which images are resized before the network sees them.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        categories: Sequence[Category],
+        *,
+        short_side: int = 800,
+        long_side: int = 1333,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.categories = tuple(categories)
+        self.short_side, self.long_side = short_side, long_side
+        self.network = Network(config, len(self.categories), seed)
+        self.criterion = Criterion(config)
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.pixel_mean.device
+
+    def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Padded uint8 RGB images (N, 3, H, W) with sizes (N, 2), (height, width) -> float32, 0 in the padding."""
+        pixels = (images.float() - self.pixel_mean) / self.pixel_std
+        rows = torch.arange(images.shape[-2], device=images.device) < sizes[:, :1]
+        columns = torch.arange(images.shape[-1], device=images.device) < sizes[:, 1:]
+        pixels = pixels * (rows[:, None, :, None] & columns[:, None, None, :])
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def loss(
+        self, outputs: HeadOutputs, gt_boxes: Sequence[Tensor], gt_labels: Sequence[Tensor], progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Scalar losses, weighted as they enter the sum, of a batch by itself.
+
+        ``gt_boxes``: N tensors (G_i, 4) xyxy in pixels of the input; ``gt_labels``: (G_i,) in 0..C-1;
+        ``progress``: iteration / iterations.
+        """
+        targets = self.criterion.targets(outputs, gt_boxes, gt_labels, progress)
+        return self.criterion.losses(outputs, targets, targets.totals)
+
+    def postprocess(
+        self,
+        outputs: HeadOutputs,
+        image_sizes: Sequence[tuple[int, int]] | Tensor,
+        *,
+        min_score: float | None = None,
+        class_agnostic: bool = False,
+        **overrides: Any,
+    ) -> list[Detections]:
+        """Detections in pixels of the input; ``image_sizes``: (height, width) before padding.
+
+        ``overrides`` are fields of PostprocessConfig; for the others see ``detector.postprocess.detections``.
+        """
+        config = PostprocessConfig.model_validate(self.config.postprocess.model_dump() | overrides)
+        return detections(
+            outputs,
+            self.criterion.anchors(outputs),
+            image_sizes,
+            self.categories,
+            config,
+            min_score=min_score,
+            class_agnostic=class_agnostic,
+        )
+
+    def predict(self, images: Any, **options: Any) -> Any:
+        """Finds objects; see ``detector.inference.predict`` for images and options."""
+        from detector.inference import predict
+
+        return predict(self, images, **options)
+
+
+def build_model(
+    config: ModelConfig,
+    categories: Sequence[Category],
+    *,
+    short_side: int = 800,
+    long_side: int = 1333,
+    seed: int = 0,
+    pretrained: bool = True,
+) -> Detector:
+    """The detector that ``config`` describes, with the initial weights that it names.
+
+    Raises InputError when these can't be had. ``pretrained=False`` leaves the backbone random, to be loaded over.
+    """
+    config = resolve_weights(config) if pretrained else config
+    config = config.model_copy(update={"num_classes": len(categories)})
+    model = Detector(config, categories, short_side=short_side, long_side=long_side, seed=seed)
+    if pretrained:
+        load_pretrained(model.network.backbone, config)
+    return model.to(memory_format=torch.channels_last)

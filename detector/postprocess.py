@@ -1,0 +1,86 @@
+"""From raw outputs to boxes: threshold, best candidates a level, class-wise suppression.
+
+Legend: N images, A_l anchors of a level, C classes, K candidates kept over all levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from detector.boxes import clip, decode
+from detector.config import PostprocessConfig
+from detector.data.coco import Category
+from detector.detections import Detections
+from detector.heads.outputs import HeadOutputs
+
+
+def detections(
+    outputs: HeadOutputs,
+    anchors: Tensor,
+    image_sizes: Sequence[tuple[int, int]] | Tensor,
+    categories: Sequence[Category],
+    config: PostprocessConfig,
+    *,
+    min_score: float | None = None,
+    class_agnostic: bool = False,
+) -> list[Detections]:
+    """One ``Detections`` an image, in pixels of the input.
+
+    ``anchors`` (A, 4); ``image_sizes``: (height, width) of each image before padding. Class scores above
+    ``config.score_threshold`` enter; ``min_score`` also bounds the scores that are returned (and lets lower class
+    scores enter, where it is the lower of the two). With ``class_agnostic`` boxes of all classes suppress each other.
+    """
+    threshold = config.score_threshold if min_score is None else min(config.score_threshold, min_score)
+    scores, labels, boxes = _candidates(outputs, anchors, config, threshold)
+    sizes = torch.as_tensor(image_sizes, device=boxes.device)
+    boxes = clip(boxes, sizes[:, None])
+    solid = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(-1)
+    keep = (scores > (0.0 if min_score is None else min_score)) & solid
+    found = []
+    for image in range(len(boxes)):
+        chosen = keep[image].nonzero().squeeze(1)
+        box, score, label = boxes[image][chosen], scores[image][chosen], labels[image][chosen]
+        best = suppress(box, score, None if class_agnostic else label, config.nms_iou)[: config.max_detections]
+        found.append(Detections(box[best], score[best], label[best], categories))
+    return found
+
+
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou: float) -> Tensor:
+    """Indices of the boxes (D, 4) that survive suppression within each label, best first; of all if labels is None."""
+    if labels is None or not len(boxes):
+        return nms(boxes, scores, iou)
+    # One call for all classes: boxes of different classes are moved apart. In float64, so that no IoU changes.
+    wide = boxes.float() if boxes.device.type == "mps" else boxes.double()
+    apart = labels.to(wide) * (wide.max() + 1)
+    return nms(wide + apart[:, None], scores.to(wide), iou)
+
+
+def _candidates(
+    outputs: HeadOutputs, anchors: Tensor, config: PostprocessConfig, threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best candidates of every level: final scores (N, K), 0 where below ``threshold``, labels, boxes (N, K, 4)."""
+    levels, start = [], 0
+    for level, (height, width) in enumerate(outputs.shapes()):
+        class_scores = outputs.class_logits[level].permute(0, 2, 3, 1).flatten(1, 2).float().sigmoid()  # (N, A_l, C)
+        classes = class_scores.shape[-1]
+        joint = class_scores
+        if outputs.quality_logits is not None:
+            joint = class_scores * outputs.quality_logits[level].float().sigmoid().flatten(1)[..., None]
+        ranking = joint if config.ranking == "joint" else class_scores
+        ranking = torch.where(class_scores > threshold, ranking, -1.0).flatten(1)
+        ranked, index = ranking.topk(min(config.candidates_per_level, ranking.shape[1]))
+        score = joint.flatten(1).gather(1, index)
+        if outputs.quality_logits is not None and config.score == "geometric_mean":
+            score = score.sqrt()
+        anchor = index // classes
+        deltas = outputs.box_regression[level].permute(0, 2, 3, 1).flatten(1, 2).float()
+        deltas = deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
+        boxes = decode(deltas, anchors[start : start + height * width][anchor])
+        levels.append((torch.where(ranked >= 0, score, 0.0), index % classes, boxes))
+        start += height * width
+    scores, labels, boxes = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+    return scores, labels, boxes
