@@ -1,0 +1,314 @@
+"""The dotted keys of a configuration, settings by origin, and one sentence for whatever pydantic refuses.
+
+A *layer* (a base, a profile, a row's ``set``, ``--set``) is a list of settings. Layers are laid over each other in
+order, and every setting remembers where it was written, so that a refused value points at its own line.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, Protocol, TypeVar
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from detector.config import TrainingConfig
+from detector.errors import InputError
+from orchestrator.document import Document, Loc, suggestion
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value for one dotted key."""
+
+    key: str
+    value: Any
+    origin: str
+    """Where it was written: ``sweeps/table3.yaml, line 12`` or ``--set model.norm=gn``."""
+
+
+@cache
+def sections(model: type[BaseModel] = TrainingConfig, prefix: str = "") -> dict[str, type[BaseModel]]:
+    """Dotted names of the parts of a configuration that have keys of their own."""
+    found: dict[str, type[BaseModel]] = {}
+    for name, field in model.model_fields.items():
+        part = _model_in(field.annotation)
+        if part is not None:
+            found[prefix + name] = part
+            found.update(sections(part, f"{prefix}{name}."))
+    return found
+
+
+@cache
+def keys(model: type[BaseModel] = TrainingConfig) -> tuple[str, ...]:
+    """Every dotted key that has a value of its own, in the order of the configuration."""
+    found: list[str] = []
+    for name, field in model.model_fields.items():
+        part = _model_in(field.annotation)
+        found.extend([name] if part is None else [f"{name}.{key}" for key in keys(part)])
+    return tuple(found)
+
+
+def read_layer(document: Document, data: Any, loc: Loc = ()) -> list[Setting]:
+    """The settings of a mapping of dotted or nested keys that stands at ``loc`` of ``document``.
+
+    Raises InputError for a key that no training has.
+    """
+    return list(_settings(document, data, loc, ""))
+
+
+def check_key(key: str, origin: str) -> None:
+    """Raises InputError, with the nearest key, where no training has ``key``."""
+    if key not in keys() and key not in sections():
+        raise InputError(f'{origin}: unknown key "{key}"; {suggestion(key, [*keys(), *sections()])}')
+
+
+def lay(layers: Sequence[Sequence[Setting]]) -> dict[str, Any]:
+    """Nested values of ``layers``, later ones over earlier ones.
+
+    A mapping is merged into what is below; null on a whole section removes it.
+    """
+    tree: dict[str, Any] = {}
+    for setting in (setting for layer in layers for setting in layer):
+        *above, last = setting.key.split(".")
+        branch = tree
+        for name in above:
+            if not isinstance(branch.get(name), dict):
+                branch[name] = {}
+            branch = branch[name]
+        if setting.value == {} and setting.key in sections():
+            if not isinstance(branch.get(last), dict):
+                branch[last] = {}
+        else:
+            branch[last] = setting.value
+    return tree
+
+
+def resolve(layers: Sequence[Sequence[Setting]]) -> TrainingConfig:
+    """The configuration that ``layers`` give.
+
+    Raises InputError naming the origin, the key, what was given and what is expected.
+    """
+    written = {setting.key: setting.origin for layer in layers for setting in layer}
+
+    def where(loc: Loc, text: str = "") -> str:
+        key = ".".join(str(part) for part in loc)
+        below = [other for other in written if other.startswith(key + "." if key else "")]
+        blamed = [other for other in below if other.rpartition(".")[2] in text]
+        if blamed:
+            return written[blamed[-1]]
+        while key:
+            if key in written:
+                return written[key]
+            below = [origin for other, origin in written.items() if other.startswith(key + ".")]
+            if below:
+                return below[-1]
+            key = key.rpartition(".")[0]
+        return "the configuration"
+
+    return checked(TrainingConfig, lay(layers), where)
+
+
+class Where(Protocol):
+    """Says where the key at a location was written; ``text`` may name which of the keys below it is to blame."""
+
+    def __call__(self, loc: Loc, text: str = "") -> str: ...
+
+
+def checked(model: type[Model], data: Any, where: Where, *, what: str = "") -> Model:
+    """``data`` as a ``model``; the first thing that is wrong as one sentence, in which ``what`` names the whole."""
+    _refuse_booleans(model, data, where)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        # An unknown key is most often the reason for the others: it comes first.
+        first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+        raise InputError(_sentence(model, first, data, where, what)) from None
+
+
+def flat(config: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of ``config`` with its value; a section that is null is given as such."""
+    found: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            found.update(flat(value, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """What a field takes, in words: ``a number ≥ 0, "up" or "down"``."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return expected(arguments[0], [*metadata, *arguments[1:]])
+    if origin is Literal:
+        return _any_of([f'"{value}"' for value in arguments])
+    if origin in (typing.Union, types.UnionType):
+        parts = [part for argument in arguments for part in _split(expected(argument, metadata))]
+        return _any_of(sorted(set(parts), key=lambda part: (part == "null", parts.index(part))))
+    if origin in (tuple, list):
+        if len(arguments) == 2 and arguments[1] is not Ellipsis:
+            return f"a pair, each {expected(arguments[0])}"
+        return f"a list, each {expected(arguments[0])}"
+    if origin is dict:
+        return f"a mapping whose values are {expected(arguments[1])}"
+    if annotation is type(None):
+        return "null"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"a mapping of {', '.join(annotation.model_fields)}"
+    noun = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
+        annotation, "another value"
+    )
+    return noun + _bounds(metadata)
+
+
+def _settings(document: Document, data: Any, loc: Loc, prefix: str) -> Iterator[Setting]:
+    if data is None and not prefix:
+        return
+    if not isinstance(data, Mapping):
+        raise InputError(
+            f"{document.where(loc)}: expected keys with values such as model.backbone: r50, not {short(data)}"
+        )
+    for name, value in data.items():
+        key, at = prefix + str(name), (*loc, name)
+        check_key(key, document.where(at))
+        if isinstance(value, Mapping) and value and key in sections():
+            yield from _settings(document, value, at, key + ".")
+        else:
+            yield Setting(key, value, document.where(at))
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    for part in (annotation, *typing.get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None
+
+
+def _refuse_booleans(model: type[BaseModel], data: Any, where: Where, loc: Loc = ()) -> None:
+    """pydantic would read ``true`` as the number 1."""
+    if not isinstance(data, Mapping):
+        return
+    for name, value in data.items():
+        field = model.model_fields.get(name)
+        if field is None:
+            continue
+        part = _model_in(field.annotation)
+        if part is not None:
+            _refuse_booleans(part, value, where, (*loc, name))
+        elif isinstance(value, bool) and "true or false" not in _takes(field) and field.annotation is not Any:
+            raise InputError(_wrong((*loc, name), value, _takes(field), where))
+
+
+def _sentence(model: type[BaseModel], error: Any, data: Any, where: Where, what: str) -> str:
+    loc, field = _trim(model, error["loc"])
+    key = ".".join(str(part) for part in loc)
+    if error["type"] == "extra_forbidden":
+        *above, name = error["loc"]
+        siblings = _trim_model(model, tuple(above))
+        return f'{where(error["loc"])}: unknown key "{name}"; {suggestion(str(name), siblings)}'
+    if error["type"] == "missing":
+        *above, name = error["loc"]
+        inside = ".".join(str(part) for part in above) or what or "the file"
+        return f"{where(tuple(above))}: {inside} has no {name}; add it ({_takes(field)})"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        named = not key or key.split(".")[0] in message
+        return f"{where(loc, message)}: {message if named else f'{key}: {message}'}"
+    value = data
+    for part in loc:
+        value = value[part]
+    if not loc:
+        return f"{where(())}: {what or 'the file'} must be {expected(model)}, not {short(value)}"
+    return _wrong(loc, value, _takes(field), where)
+
+
+def _wrong(loc: Loc, value: Any, takes: str, where: Where) -> str:
+    key = ".".join(str(part) for part in loc)
+    return f"{where(loc)}: {key} is {short(value)}, but must be {takes}; correct it there"
+
+
+def _takes(field: Any) -> str:
+    if isinstance(field, FieldInfo):
+        return expected(field.annotation, field.metadata)
+    return expected(field)
+
+
+def _trim(model: type[BaseModel], loc: Loc) -> tuple[Loc, Any]:
+    """``loc`` without what pydantic adds for the arms of unions, and the field that stands there."""
+    at: Any = model
+    kept: list[str | int] = []
+    for part in loc:
+        inside = _step(at, part)
+        if inside is None:
+            break
+        at = inside
+        kept.append(part)
+    return tuple(kept), at
+
+
+def _trim_model(model: type[BaseModel], loc: Loc) -> list[str]:
+    _, at = _trim(model, loc)
+    part = _model_in(at.annotation if isinstance(at, FieldInfo) else at)
+    return list(part.model_fields) if part is not None else list(model.model_fields)
+
+
+def _step(at: Any, part: str | int) -> Any:
+    annotation = at.annotation if isinstance(at, FieldInfo) else at
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation.model_fields.get(str(part))
+    arguments = typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _step(arguments[0], part)
+    if origin in (typing.Union, types.UnionType):
+        return next((found for found in (_step(argument, part) for argument in arguments) if found is not None), None)
+    if origin in (list, tuple) and isinstance(part, int):
+        return arguments[min(part, len(arguments) - 1)] if Ellipsis not in arguments else arguments[0]
+    if origin is dict and part != "[key]":
+        return arguments[1]
+    return None
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    symbols = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
+    parts = []
+    for item in _constraints(metadata):
+        for kind, (symbol, attribute) in symbols.items():
+            if isinstance(item, kind):
+                parts.append(f"{symbol} {getattr(item, attribute)}")
+    return " " + " and ".join(parts) if parts else ""
+
+
+def _constraints(metadata: Sequence[Any]) -> Iterator[Any]:
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            yield from item.metadata
+        else:
+            yield item
+
+
+def _split(text: str) -> list[str]:
+    head, _, last = text.rpartition(" or ")
+    return [*head.split(", "), last] if head and not text.startswith(("true", "a pair", "a list")) else [text]
+
+
+def _any_of(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
+
+
+def short(value: Any) -> str:
+    """``value`` for a sentence: quoted text, no longer than fits a line."""
+    text = f'"{value}"' if isinstance(value, str) else "null" if value is None else str(value)
+    if isinstance(value, bool):
+        text = text.lower()
+    return text if len(text) <= 60 else text[:57] + "..."
