@@ -1,0 +1,79 @@
+"""What a plan must know of a data set: its digest, its categories and how many images it has.
+
+Reading COCO's annotations takes half a minute, so what was learnt is remembered in the storage by the split's digest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from detector.data.coco import data_digest, find_annotations, find_images, read_split
+from detector.errors import InputError
+from orchestrator.files import locked, read_json, write_json
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """One split of a data set."""
+
+    root: str
+    split: str
+    digest: str
+    """SHA-256 over annotations, file names and sizes."""
+    categories: tuple[tuple[int, str], ...]
+    """Ids and names, by id."""
+    images: int
+
+
+def check_places(root: str, splits: tuple[str, ...]) -> None:
+    """Raises InputError, saying what is expected where, unless annotations and images of each split are there."""
+    for split in splits:
+        find_annotations(root, split)
+        find_images(root, split)
+
+
+def split_facts(root: str, split: str, data_folder: Path) -> SplitFacts:
+    """The facts of ``split``, read once and then remembered in ``data_folder`` (if there is such a folder yet).
+
+    Raises InputError where the annotations aren't COCO.
+    """
+    known = data_folder.is_dir()
+    digest = data_digest(root, split, remember=data_folder / "digests.json" if known else None)
+    path = data_folder / "splits.json"
+    remembered = _remembered(path).get(digest)
+    if remembered is None:
+        found = read_split(root, split)
+        remembered = {
+            "categories": [[category.id, category.name] for category in found.categories],
+            "images": len(found.image_ids),
+        }
+        if known:
+            with locked(data_folder / ".splits.lock"):
+                write_json(path, {**_remembered(path), digest: remembered})
+    categories = tuple((int(number), str(name)) for number, name in remembered["categories"])
+    return SplitFacts(root, split, digest, categories, int(remembered["images"]))
+
+
+def check_categories(train: SplitFacts, val: SplitFacts) -> None:
+    """Raises InputError where the two splits don't have the same classes."""
+    if train.categories != val.categories:
+        missing = [name for item in train.categories if item not in val.categories for name in [item[1]]]
+        extra = [name for item in val.categories if item not in train.categories for name in [item[1]]]
+        difference = "; ".join(
+            f"{words} {', '.join(names[:5])}"
+            for words, names in (("not in the second:", missing), ("only there:", extra))
+            if names
+        )
+        raise InputError(
+            f"{find_annotations(train.root, train.split)} and {find_annotations(val.root, val.split)} list different "
+            f'categories ({difference}); give both the same "categories"'
+        )
+
+
+def _remembered(path: Path) -> dict[str, dict[str, object]]:
+    try:
+        found = read_json(path)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

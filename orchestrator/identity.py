@@ -1,0 +1,134 @@
+"""What decides the trained weights, and the hash of it: one identity is trained once, wherever it is asked for.
+
+In it: model, assigner, losses, the training split by digest, what changes its pixels, schedule, global batch, seed,
+precision, and the sources that compute them. Not in it: names, resources, checkpoints, tracking, evaluation.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import detector
+from detector.config import TrainingConfig
+
+NOT_DECIDING = frozenset(
+    {
+        # Names, words and what is written about a training; every value of a configuration is hashed itself.
+        *("__init__.py", "config.py", "recipes.py", "errors.py", "progress.py"),
+        # What happens to the weights afterwards.
+        *("postprocess.py", "detections.py", "evaluation.py", "inference.py", "checkpoints.py"),
+        # Commands.
+        *("train.py", "evaluate.py", "predict.py", "data/__init__.py", "data/__main__.py"),
+        *("data/check.py", "data/importers.py", "data/download.py", "data/browse.py"),
+        # What it makes is in the digest of the data.
+        "data/synthetic.py",
+    }
+)
+"""Files of ``detector`` that can't change the weights of a training. A file that isn't listed is taken to."""
+
+_MODEL_NOT = {"postprocess"}
+_DATA = ("short_side", "long_side", "keep_empty", "augmentation")
+_SCHEDULE_NOT = {"iterations", "epochs_factor", "recipe_batch_size", "scale_with_batch"}
+
+
+def identity(config: TrainingConfig, *, train_digest: str) -> str:
+    """The identity of a training, 16 hexadecimal digits.
+
+    ``config`` must be resolved: classes, weights and normalisation known. ``train_digest`` is that of its training
+    split.
+    """
+    return digest({**deciding(config), "train_digest": train_digest, "sources": sources_digest()})[:16]
+
+
+def deciding(config: TrainingConfig) -> dict[str, Any]:
+    """The part of ``config`` that decides the weights, in the effective form: 180,000 iterations are 2x of 90,000."""
+    model = config.model.model_dump(mode="json", exclude=_MODEL_NOT)
+    if config.model.weights not in ("imagenet", "none", "auto"):
+        model["weights"] = _file_digest(Path(config.model.weights).expanduser())
+    schedule = config.schedule.model_dump(mode="json", exclude=_SCHEDULE_NOT)
+    schedule["max_iterations"] = config.schedule.max_iterations
+    schedule["batch_factor"] = config.schedule.batch_factor
+    data = config.data.model_dump(mode="json", include=set(_DATA))
+    return {"model": model, "data": data, "schedule": schedule, "seed": config.seed}
+
+
+def evaluation_identity(config: TrainingConfig, *, val_digest: str) -> str:
+    """The hash of how a training is evaluated: images, their size and the way from raw outputs to detections."""
+    settings = {
+        "val_digest": val_digest,
+        "postprocess": config.model.postprocess.model_dump(mode="json"),
+        "short_side": config.data.short_side,
+        "long_side": config.data.long_side,
+    }
+    return digest(settings)[:16]
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of ``value`` as canonical JSON; 1 and 1.0 are the same number."""
+    text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def deciding_sources() -> list[Path]:
+    """The files of ``detector`` that compute the weights."""
+    root = Path(detector.__file__).resolve().parent
+    return [path for path in sorted(root.rglob("*.py")) if path.relative_to(root).as_posix() not in NOT_DECIDING]
+
+
+@cache
+def sources_digest() -> str:
+    """SHA-256 of the meaning of the deciding sources: comments, docstrings and layout don't count."""
+    root = Path(detector.__file__).resolve().parent
+    whole = hashlib.sha256()
+    for path in deciding_sources():
+        whole.update(path.relative_to(root).as_posix().encode() + b"\0")
+        whole.update(source_digest(path.read_text(encoding="utf-8")).encode())
+    return whole.hexdigest()
+
+
+def source_digest(text: str) -> str:
+    """SHA-256 of the syntax tree of one source file, in a form that doesn't depend on Python's version."""
+    return hashlib.sha256("".join(_tree(ast.parse(text))).encode()).hexdigest()
+
+
+def _tree(node: Any) -> Iterator[str]:
+    if isinstance(node, list):
+        yield "["
+        for item in node:
+            # A string that stands alone documents what is around it.
+            if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant)):
+                yield from _tree(item)
+        yield "]"
+    elif isinstance(node, ast.AST):
+        yield f"({type(node).__name__}"
+        for name, value in ast.iter_fields(node):
+            # Empty fields come and go between Python versions.
+            if value not in (None, []) and name not in ("kind", "type_comment", "type_ignores"):
+                yield f" {name}="
+                yield from _tree(value)
+            elif value is None and isinstance(node, ast.Constant) and name == "value":
+                yield " value=None"
+        yield ")"
+    else:
+        yield repr(node)
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
