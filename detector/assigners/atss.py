@@ -74,7 +74,6 @@ class ATSSAssigner:
         if sum(height * width for height, width in level_shapes) != len(anchors):
             raise ValueError(f"{len(anchors)} anchors don't fill the levels {list(level_shapes)}, one a location")
         images, device = len(gt_boxes), anchors.device
-        # Exact where float32 would round: equal IoUs have that very mean, so that >= holds.
         exact = torch.float32 if device.type == "mps" else torch.float64
         boxes = pad_sequence([b.detach().to(device, exact).reshape(-1, 4) for b in gt_boxes], batch_first=True)
         counts = torch.tensor([len(b) for b in gt_boxes])
@@ -83,12 +82,14 @@ class ATSSAssigner:
 
         candidates = nearest_anchors(anchors, level_shapes, boxes, self.topk)  # (N, G, K)
         candidate_boxes = anchors.to(exact)[candidates]  # (N, G, K, 4)
-        anchor_iou = elementwise_iou(candidate_boxes, boxes[:, :, None])
+        # IoUs are rounded to float32 and averaged in float64: then equal ones have exactly their mean, and >= holds.
+        anchor_iou = elementwise_iou(candidate_boxes, boxes[:, :, None]).float().to(exact)
         if predicted_boxes is None:
             predicted_iou = torch.zeros_like(anchor_iou)
         else:
             rows = torch.arange(images, device=device)[:, None, None]
             predicted_iou = elementwise_iou(predicted_boxes.detach()[rows, candidates].to(exact), boxes[:, :, None])
+            predicted_iou = predicted_iou.float().to(exact)
 
         wp = scheduled_weight(self.predicted_weight, progress)
         wa = scheduled_weight(self.anchor_weight, progress)
@@ -104,8 +105,9 @@ class ATSSAssigner:
 
 def _mean_plus_std(iou: Tensor) -> Tensor:
     """Mean plus unbiased standard deviation over the candidates: (N, G, K) -> (N, G); one candidate deviates by 0."""
-    mean = iou.mean(-1)
-    return mean + iou.std(-1, correction=1) if iou.shape[-1] > 1 else mean
+    mean = iou.mean(-1, keepdim=True)
+    variance = (iou - mean).square().sum(-1) / max(1, iou.shape[-1] - 1)
+    return mean.squeeze(-1) + variance.sqrt()
 
 
 def _resolve(candidates: Tensor, positive: Tensor, combined: Tensor, predicted_iou: Tensor, anchors: Tensor):
