@@ -262,6 +262,9 @@ class ResourcesConfig(Section):
     """CPU cores of each, and its threads."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """GPUs of each; null takes one where the cluster has them."""
+    placement: Literal["pack", "spread", "one_node"] = "pack"
+    """Where the workers of a training lie: on as few nodes as there is room on, on as many as possible, or all on one
+    node (the training waits until one has room)."""
     micro_batch_size: PositiveInt | None = None
     """Images a worker holds at once; its share of the batch is accumulated over as many passes as that takes. Null:
     the whole share."""
