@@ -53,6 +53,8 @@ class Record:
     """Attempts: node, started, ended, from_step, outcome, error."""
     hardware: dict[str, Any] = field(default_factory=dict)
     """Of the newest attempt: device, threads, workers, versions."""
+    holder: str | None = None
+    """Key of the sweep that is to train it now."""
     training: str | None = None
     """Unique name of this training; another one after `--fresh`."""
     first_sweep: str | None = None
@@ -148,6 +150,7 @@ class Ledger:
             seconds=_spent(status["attempts"], now if state == "running" else seen),
             history=tuple(status["attempts"]),
             hardware=status["attempts"][-1].get("hardware") or {} if status["attempts"] else {},
+            holder=status.get("holder"),
             training=status["training"],
             first_sweep=first.get("sweep"),
             first_row=first.get("row"),
@@ -222,8 +225,8 @@ class Ledger:
         """Failure for good, by ``error``, or by what the last attempt said of itself."""
         with self._lock(identity):
             status = self._known(identity)
-            if status["state"] == "finished":
-                return
+            if status["state"] == "finished" or status.get("holder") is None:
+                return  # it was given back meanwhile: what its workers say while they are being ended is no failure
             said = [attempt["error"] for attempt in status["attempts"] if attempt.get("error")]
             sentence = (said[-1] if said else None) or error or "it ended without saying why"
             _end(status, "failed", error)

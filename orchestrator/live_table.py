@@ -1,0 +1,173 @@
+"""How far each row is, on standard error: redrawn on a terminal, a few lines now and then in a log."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+from detector.progress import duration
+from orchestrator import journal
+from orchestrator.ledger import Ledger, Record
+
+if TYPE_CHECKING:
+    from orchestrator.plan import PlannedRow
+
+LOG_EVERY_S = 30.0
+HEADER = ("row", "seed", "state", "step", "loss", "AP", "left")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row and seed, as it stands."""
+
+    row: str
+    seed: int
+    state: str
+    step: int
+    iterations: int
+    loss: float | None
+    ap: float | None
+    left: float | None
+    """Seconds, estimated from this attempt's pace."""
+    error: str | None
+
+    def cells(self) -> tuple[str, ...]:
+        """What the table shows, under ``HEADER``."""
+        step = f"{self.step}/{self.iterations}" if self.iterations else ""
+        left = duration(self.left) if self.left is not None else ""
+        return (self.row, str(self.seed), self.state, step, _number(self.loss, 3), _number(self.ap, 1), left)
+
+
+def read_lines(rows: Iterable[PlannedRow], ledger: Ledger) -> list[Line]:
+    """The present state of ``rows``, from the ledger; rows that share a training share its figures."""
+    seen: dict[str, Line] = {}
+    lines = []
+    for row in rows:
+        if row.identity not in seen:
+            record = ledger.record(row.identity)
+            seen[row.identity] = _line(row, record)
+        lines.append(Line(**{**vars(seen[row.identity]), "row": row.row, "seed": row.seed}))
+    return lines
+
+
+def _line(row: PlannedRow, record: Record) -> Line:
+    trained = journal.last(record.journal, "train")
+    evaluated = journal.last(record.journal, "evaluation")
+    metrics = record.metrics or (evaluated["metrics"] if evaluated else {})
+    left = None
+    if record.state == "running" and trained:
+        attempt = record.history[-1]
+        done, spent = trained["step"] - attempt["from_step"], trained["time"] - attempt["started"]
+        if done > 0:
+            left = spent / done * (record.iterations - trained["step"]) - (time.time() - trained["time"])
+    return Line(
+        row=row.row,
+        seed=row.seed,
+        state=record.state,
+        step=record.step,
+        iterations=record.iterations or row.config.schedule.max_iterations,
+        loss=trained["metrics"].get("loss") if trained else None,
+        ap=metrics.get("AP"),
+        left=None if left is None else max(0.0, left),
+        error=record.error,
+    )
+
+
+def table(lines: Sequence[Line], width: int | None = None) -> str:
+    """``lines`` as aligned text; cut to ``width`` columns."""
+    cells = [HEADER, *(line.cells() for line in lines)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADER))]
+    text = []
+    for row in cells:
+        parts = [row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].ljust(widths[2])]
+        parts += [cell.rjust(size) for cell, size in zip(row[3:], widths[3:], strict=True)]
+        text.append("  ".join(parts).rstrip()[:width])
+    return "\n".join(text)
+
+
+class LiveTable:
+    """Shows ``rows`` until it is closed.
+
+    On a terminal the table is drawn anew in place; elsewhere a line is written for each change of state, and one every
+    ``log_every`` seconds that says how far the running rows are.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[PlannedRow],
+        ledger: Ledger,
+        *,
+        stream: TextIO | None = None,
+        log_every: float = LOG_EVERY_S,
+    ) -> None:
+        self._rows, self._ledger = rows, ledger
+        self._stream = stream or sys.stderr
+        self._tty = self._stream.isatty()
+        self._log_every = log_every
+        self._drawn = 0
+        self._states: dict[tuple[str, int], str] = {}
+        self._began = self._logged = time.monotonic()
+
+    def update(self) -> None:
+        """Shows what has changed."""
+        lines = read_lines(self._rows, self._ledger)
+        if self._tty:
+            self._redraw(lines)
+        else:
+            self._log(lines)
+
+    def close(self) -> None:
+        """Shows the end."""
+        self._logged = time.monotonic()
+        self.update()
+
+    def _redraw(self, lines: Sequence[Line]) -> None:
+        size = shutil.get_terminal_size()
+        shown = list(lines)
+        # A table that is higher than the screen can't be redrawn in place: what is at work is shown, the rest counted.
+        if len(shown) > size.lines - 4:
+            order = {"running": 0, "pending": 1, "failed": 2, "finished": 3}
+            shown = sorted(shown, key=lambda line: order[line.state])[: max(1, size.lines - 4)]
+        text = table(shown, size.columns - 1) + "\n" + self._summary(lines)[: size.columns - 1]
+        back = f"\x1b[{self._drawn}A" if self._drawn else ""
+        self._stream.write(back + "\x1b[J" + text + "\n")
+        self._stream.flush()
+        self._drawn = text.count("\n") + 1
+
+    def _log(self, lines: Sequence[Line]) -> None:
+        for line in lines:
+            key = (line.row, line.seed)
+            before, self._states[key] = self._states.get(key), line.state
+            if before == line.state or (before is None and line.state == "pending"):
+                continue
+            what = {"finished": f"AP {_number(line.ap, 1) or 'undefined'}", "failed": line.error or ""}
+            detail = what.get(line.state, "")
+            self._write(f"{line.row} (seed {line.seed}): {line.state}" + (f", {detail}" if detail else ""))
+        if time.monotonic() - self._logged >= self._log_every:
+            self._logged = time.monotonic()
+            running = [
+                f"{line.row} {line.step}/{line.iterations}"
+                + (f" loss {line.loss:.3f}" if line.loss is not None else "")
+                + (f", about {duration(line.left)} left" if line.left is not None else "")
+                for line in lines
+                if line.state == "running"
+            ]
+            self._write("; ".join([self._summary(lines), *running]))
+
+    def _summary(self, lines: Sequence[Line]) -> str:
+        counts = {state: sum(line.state == state for line in lines) for state in ("finished", "failed", "running")}
+        parts = [f"{counts['finished']} of {len(lines)} rows finished"]
+        parts += [f"{counts[state]} {state}" for state in ("failed", "running") if counts[state]]
+        return f"{', '.join(parts)}, after {duration(time.monotonic() - self._began)}"
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,135 @@
+"""Joining a Ray cluster or starting one here, and what it has room for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detector.config import ResourcesConfig
+from detector.errors import UnreachableError
+
+# Read by Ray and MLflow when they are imported or started: the user sees our own table, and a report need not wait two
+# seconds.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one training holds while it runs."""
+
+    workers: int
+    cpus: int
+    gpus: float
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        return f"{self.workers} worker{'s' * (self.workers > 1)} of {self.cpus} CPU{gpus} each"
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """CPUs and GPUs of each live node."""
+
+    cpus: tuple[float, ...]
+    gpus: tuple[float, ...]
+
+    def need(self, resources: ResourcesConfig) -> Need:
+        """``resources`` on this cluster: null GPUs means one where there are any."""
+        gpus = resources.gpus_per_worker
+        if gpus is None:
+            gpus = 1.0 if any(count >= 1 for count in self.gpus) else 0.0
+        return Need(resources.workers, resources.cpus_per_worker, gpus)
+
+    def room(self, need: Need) -> int:
+        """Trainings of this kind that fit at the same time."""
+        workers = 0
+        for cpus, gpus in zip(self.cpus, self.gpus, strict=True):
+            fit = int(cpus // need.cpus)
+            workers += min(fit, int((gpus + 1e-9) // need.gpus)) if need.gpus else fit
+        return workers // need.workers
+
+    def __str__(self) -> str:
+        gpus = f" and {sum(self.gpus):g} GPU" if sum(self.gpus) else " and no GPU"
+        return f"{len(self.cpus)} node{'s' * (len(self.cpus) != 1)} with {sum(self.cpus):g} CPU{gpus} in all"
+
+
+def check_room(nodes: Nodes, needs: Iterable[Need]) -> None:
+    """Raises ``UnreachableError`` if some training could never be placed."""
+    for need in needs:
+        if nodes.room(need) == 0:
+            raise UnreachableError(
+                f"a training needs {need}, but the cluster has {nodes}; lower resources.workers, "
+                "resources.cpus_per_worker or resources.gpus_per_worker with --set, or join a larger cluster with "
+                "--address"
+            )
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[Nodes]:
+    """Joins ``address``, ``$RAY_ADDRESS`` or the job's cluster; without any, starts a local one and ends it after.
+
+    Raises ``UnreachableError`` if it can't be joined or started.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        # What this process starts inherits its environment, and so finds our packages from any working directory.
+        os.environ["PYTHONPATH"] = _with_our_packages(os.environ.get("PYTHONPATH", ""))
+    import ray
+
+    try:
+        if address is None:
+            ray.init(address="local", include_dashboard=False, **quiet)
+        else:
+            # Inside a submitted job Ray has already shipped or found the packages.
+            if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+                path = _with_our_packages(os.environ.get("PYTHONPATH", ""))
+                quiet["runtime_env"] = {"env_vars": {"PYTHONPATH": path, **QUIET}}
+            ray.init(address=address, **quiet)
+    except Exception as error:
+        where = f"the Ray cluster at {_without_secrets(address)} can't be joined" if address else "Ray can't be started"
+        reason = _without_secrets(" ".join(str(error).split()))[:300] or type(error).__name__
+        raise UnreachableError(
+            f"{where} ({reason}); " + ("check --address and that it runs" if address else "is the machine full?")
+        ) from None
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield Nodes(
+            cpus=tuple(resources.get("CPU", 0.0) for resources in alive),
+            gpus=tuple(resources.get("GPU", 0.0) for resources in alive),
+        )
+    finally:
+        ray.shutdown()
+
+
+def _with_our_packages(path: str) -> str:
+    ours = str(Path(__file__).resolve().parents[1])
+    others = [part for part in path.split(os.pathsep) if part and part != ours]
+    return os.pathsep.join([ours, *others] if ours not in _installed() else others)
+
+
+def _installed() -> set[str]:
+    import site
+
+    return {*site.getsitepackages(), site.getusersitepackages(), *(sys.prefix,)}
+
+
+def _without_secrets(text: str | None) -> str:
+    return re.sub(r"//[^/@\s]+@", "//", text or "")

@@ -1,0 +1,351 @@
+"""One pass over a sweep: what is finished stays, the rest is trained on Ray, and MLflow follows from the journals.
+
+The main thread holds the ledger, the live table and the signals; Tune runs in a thread of its own and the tracking
+writer in another. Nothing in here is needed to resume: the same call again is the resumption.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from detector.errors import UnreachableError
+from orchestrator import nodes
+from orchestrator.lease import Lease
+from orchestrator.ledger import Ledger
+from orchestrator.live_table import LiveTable
+
+if TYPE_CHECKING:
+    from orchestrator.dataset import SplitFacts
+    from orchestrator.plan import Plan, PlannedRow
+    from orchestrator.tracking import Tracker
+    from orchestrator.worker import Assignment
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """How a pass ended."""
+
+    status: str
+    """"complete", "partial", "interrupted" or "unreachable"."""
+    error: str | None = None
+    """One sentence, if it is not complete."""
+    exit_status: int = 0
+    """Of the command: 0, 3, 130, 143 or 4."""
+    notice: str | None = None
+    """One sentence about what does not change the result, such as a tracking server that was away at the end."""
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM; raised in the main thread, so that what is held is given back."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def run_sweep(
+    plan: Plan,
+    *,
+    address: str | None = None,
+    max_concurrent: int | None = None,
+    fresh: bool = False,
+    quiet_json: bool = False,
+) -> SweepOutcome:
+    """Trains what ``plan`` still lacks, on the cluster at ``address`` or on one that is started here.
+
+    At most ``max_concurrent`` trainings run at once, and never more than the cluster has room for. ``fresh`` sets
+    earlier results of these trainings aside and trains them anew. ``quiet_json`` is for callers that print JSON on
+    standard output; nothing here writes there in either case.
+
+    Raises ``InputError`` (the data or the storage's contents are wrong) and ``SweepHeldError`` (another live driver
+    has the sweep); everything else is in the outcome.
+    """
+    ledger = Ledger(plan.storage)
+    with _signals() as listen:
+        try:
+            ledger.prepare()
+            with Lease(ledger.sweep(plan.key)):
+                return _Pass(plan, ledger, listen).run(address, max_concurrent, fresh)
+        except UnreachableError as error:
+            return SweepOutcome("unreachable", str(error), 4)
+        except Interrupted as stop:
+            return _interrupted(stop)
+
+
+class _Pass:
+    def __init__(self, plan: Plan, ledger: Ledger, listen: Callable[[], None]) -> None:
+        self.plan, self.ledger, self._listen = plan, ledger, listen
+        self._claimed: list[str] = []
+        self._held: list[str] = []
+        """Identities that another live sweep is training."""
+        self._stop = threading.Event()
+        self._tune: threading.Thread | None = None
+        self._broken: BaseException | None = None
+        self._tune_error: dict[str, str] = {}
+
+    def run(self, address: str | None, max_concurrent: int | None, fresh: bool) -> SweepOutcome:
+        from orchestrator.tracking import Tracker
+
+        tracker = Tracker(self.plan, self.ledger)
+        todo = [
+            identity for identity in self.plan.trainings if fresh or self.ledger.record(identity).state != "finished"
+        ]
+        # MLflow's first look at its store takes seconds, which the cluster's start can hide.
+        connecting = _Background(tracker.connect)
+        try:
+            if todo:
+                convert_data(self.plan, todo, self.ledger, before=connecting.wait)
+                with nodes.connected(address) as cluster:
+                    self._listen()
+                    try:
+                        connecting.wait()
+                        self._train(cluster, todo, tracker, max_concurrent, fresh)
+                    except Interrupted as stop:
+                        # Here and not outside: the ledger comes before the cluster's end, which takes seconds.
+                        return self._give_up(tracker, stop)
+            else:
+                connecting.wait()
+                tracker.open()
+        except Interrupted as stop:
+            return self._give_up(tracker, stop)
+        except BaseException:
+            self._release()
+            with contextlib.suppress(Exception):
+                if tracker.opened:
+                    tracker.stop_polling()
+                    tracker.finish("FAILED", patience=0.0)
+            raise
+        return self._outcome(tracker)
+
+    def _train(
+        self, cluster: nodes.Nodes, todo: list[str], tracker: Tracker, max_concurrent: int | None, fresh: bool
+    ) -> None:
+        needs = {identity: cluster.need(self.plan.trainings[identity].resources) for identity in todo}
+        nodes.check_room(cluster, needs.values())
+        room = min(cluster.room(need) for need in needs.values())
+        at_once = max(1, min(room, max_concurrent or room))
+        assignments = self._claim(needs, fresh)
+        tracker.open()
+        tracker.start()
+        self._tune = threading.Thread(target=self._run_tune, args=(assignments, at_once), name="tune", daemon=True)
+        table = LiveTable(self.plan.rows, self.ledger)
+        self._tune.start()
+        while self._tune.is_alive():
+            self._tune.join(timeout=0.5)
+            table.update()
+        if self._broken is not None:
+            raise UnreachableError(
+                f"the cluster stopped scheduling ({' '.join(str(self._broken).split())[:300]}); run the same command "
+                "again to continue"
+            )
+        for identity in self._claimed:
+            if self.ledger.record(identity).state in ("pending", "running"):
+                self.ledger.failed(identity, self._tune_error.get(identity))
+        table.close()
+        tracker.stop_polling()
+
+    def _claim(self, needs: dict[str, nodes.Need], fresh: bool) -> dict[str, Assignment]:
+        """Takes the trainings that are not finished, in the order of the rows; what each is to do, by identity."""
+        assignments: dict[str, Assignment] = {}
+        for row in self.plan.rows:
+            if row.identity not in needs or row.identity in assignments or row.identity in self._held:
+                continue
+            record = self.ledger.record(row.identity)
+            if fresh and not (record.state == "running" and record.holder != self.plan.key):
+                self.ledger.set_aside(row.identity)
+            mine = self.ledger.claim(
+                row.identity,
+                sweep=self.plan.key,
+                row=row.row,
+                seed=row.seed,
+                config=row.config.model_dump(mode="json"),
+                iterations=row.config.schedule.max_iterations,
+            )
+            if mine:
+                self._claimed.append(row.identity)
+                assignments[row.identity] = self._assignment(row, needs[row.identity].gpus)
+            else:
+                self._held.append(row.identity)
+        return assignments
+
+    def _assignment(self, row: PlannedRow, gpus: float) -> Assignment:
+        from orchestrator.worker import Assignment
+
+        return Assignment(
+            identity=row.identity,
+            storage=str(self.ledger.storage),
+            config=row.config.model_dump(mode="json"),
+            digests={facts.split: facts.digest for facts in _splits(row)},
+            gpus_per_worker=gpus,
+        )
+
+    def _run_tune(self, assignments: dict[str, Assignment], at_once: int) -> None:
+        from ray import tune
+
+        from orchestrator.trial import TRIAL_RESOURCES, run_trial
+        from orchestrator.trial import cause as cause_of
+
+        stop = self._stop
+
+        class StopOnRequest(tune.Callback):
+            """Tune has no other way of being ended from outside."""
+
+            def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+                if stop.is_set():
+                    raise RuntimeError("stopped on request")
+
+        scratch = self.plan.folder / ".tune"
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            tuner = tune.Tuner(
+                tune.with_resources(functools.partial(run_trial, assignments=assignments), TRIAL_RESOURCES),
+                param_space={"identity": tune.grid_search(self._claimed)},
+                tune_config=tune.TuneConfig(
+                    max_concurrent_trials=at_once, trial_dirname_creator=lambda trial: trial.trial_id
+                ),
+                run_config=tune.RunConfig(
+                    name="state",
+                    storage_path=str(scratch),
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=1),
+                    callbacks=[StopOnRequest()],
+                ),
+            )
+            results = tuner.fit()
+            for result in (results[index] for index in range(len(results))):
+                if result.error is not None and result.config is not None:
+                    self._tune_error[result.config["identity"]] = cause_of(result.error)
+        except BaseException as error:
+            if not stop.is_set():
+                self._broken = error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _release(self) -> None:
+        for identity in self._claimed:
+            with contextlib.suppress(Exception):
+                self.ledger.interrupted(identity)
+
+    def _give_up(self, tracker: Tracker, stop: Interrupted) -> SweepOutcome:
+        """A signal: first the ledger, then the runs' states, within the seconds that a job's stop leaves."""
+        self._release()
+        self._stop.set()
+        if tracker.opened:
+            tracker.stop_polling()
+            tracker.finish("KILLED", patience=0.0)
+        if self._tune is not None:
+            self._tune.join(timeout=2.0)
+        return _interrupted(stop)
+
+    def _outcome(self, tracker: Tracker) -> SweepOutcome:
+        from orchestrator.report import write_report
+
+        states = {identity: self.ledger.record(identity).state for identity in self.plan.trainings}
+        complete = all(state == "finished" for state in states.values())
+        write_report(self.plan, self.ledger)
+        notice = tracker.finish("FINISHED" if complete else "FAILED")
+        if complete:
+            return SweepOutcome("complete", notice=notice)
+        failed = [row.row for row in self.plan.rows if states[row.identity] == "failed"]
+        parts = [f"{len(failed)} of {len(self.plan.rows)} rows failed ({', '.join(failed)})"] if failed else []
+        if self._held:
+            parts.append(f"{len(self._held)} trainings are another live sweep's; run this again when it has ended")
+        return SweepOutcome("partial", "; ".join(parts), 3, notice)
+
+
+def convert_data(
+    plan: Plan, identities: Collection[str], ledger: Ledger, *, before: Callable[[], None] = lambda: None
+) -> None:
+    """Converts the data of ``identities``, each split once, before any training starts.
+
+    ``before`` is called if that is going to take time. Raises ``InputError`` for data that can't be used.
+    """
+    from detector.data.store import ensure_store, is_store
+
+    # Data sets that each node keeps on its own disk are converted there, at first use.
+    wanted = {
+        (facts.root, facts.split, facts.digest)
+        for row in plan.rows
+        if row.identity in identities and row.config.data.cache is None
+        for facts in _splits(row)
+        if not is_store(ledger.data / facts.digest)
+    }
+    if wanted:
+        before()
+    for root, split, digest in sorted(wanted):
+        ensure_store(root, split, ledger.data, digest=digest)
+
+
+def _splits(row: PlannedRow) -> tuple[SplitFacts, SplitFacts]:
+    assert row.train is not None
+    assert row.val is not None
+    return row.train, row.val
+
+
+class _Background:
+    """A function in a thread, whose error is raised where it is waited for."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        self._thread = threading.Thread(target=self._run, name="opening", daemon=True)
+        self._error: BaseException | None = None
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._function()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[], None]]:
+    """SIGINT and SIGTERM raise ``Interrupted``; a second one ends the process at once.
+
+    Yields what installs the handlers again: Ray replaces them when it starts.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(128 + number)
+        asked = True
+        sys.stderr.write("\nstopping: the ledger is being closed; once more ends at once\n")
+        raise Interrupted(number)
+
+    def listen() -> None:
+        for number in before:
+            signal.signal(number, handle)
+
+    listen()
+    try:
+        yield listen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupted(stop: Interrupted) -> SweepOutcome:
+    return SweepOutcome(
+        "interrupted", f"interrupted by {stop}; run the same command again to continue", 128 + stop.number
+    )
