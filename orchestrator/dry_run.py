@@ -1,0 +1,118 @@
+"""What ``--dry-run`` says: the rows, what is different about them, what is done already, and what the rest needs."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import Any
+
+from detector.config import TrainingConfig
+from orchestrator.keys import flat
+from orchestrator.plan import Plan
+from orchestrator.results import Results
+
+
+def describe(plan: Plan, ledger: Results) -> str:
+    """The whole description, for a terminal."""
+    lines = [f"{plan.key}: {plan.title}", ""]
+    lines += _rows(plan, ledger)
+    lines += ["", *_trainings(plan, ledger)]
+    lines += ["", *_needs(plan)]
+    lines += ["", *_common(plan), f"storage   {plan.storage}", f"run       {plan.command}"]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(plan: Plan, ledger: Results) -> list[str]:
+    table = [("row", "seed", "training", "state", "sets")]
+    for row in plan.rows:
+        record = ledger.record(row.identity)
+        state = {"finished": "done", "failed": "failed, is tried again", "running": "running elsewhere"}.get(
+            record.state
+        )
+        if state is None:
+            state = f"continues ({record.step}/{record.iterations})" if record.step else "new"
+        reused = ledger.reused_from(plan.key, row.row, row.seed, row.identity)
+        state += f", from {reused}" if reused else ""
+        sets = ", ".join(f"{key}={_value(value)}" for key, value in row.differences.items())
+        table.append((row.row, str(row.seed), row.identity, state, sets))
+    widths = [max(len(line[index]) for line in table) for index in range(5)]
+    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table]
+
+
+def _trainings(plan: Plan, ledger: Results) -> list[str]:
+    records = {identity: ledger.record(identity) for identity in plan.trainings}
+    done = sum(record.state == "finished" for record in records.values())
+    left = [
+        config.schedule.max_iterations - records[identity].step
+        for identity, config in plan.trainings.items()
+        if records[identity].state != "finished"
+    ]
+    images = sum(
+        (config.schedule.max_iterations - records[identity].step) * config.schedule.batch_size
+        for identity, config in plan.trainings.items()
+        if records[identity].state != "finished"
+    )
+    rows = len(plan.rows)
+    return [
+        f"{rows} row{'s' * (rows != 1)} and seeds, {len(plan.trainings)} distinct trainings, {done} of them done; "
+        f"left: {sum(left):,} iterations, {images:,} images"
+    ]
+
+
+def _needs(plan: Plan) -> list[str]:
+    lines: dict[str, int] = {}
+    for config in plan.trainings.values():
+        need = _need(config)
+        lines[need] = lines.get(need, 0) + 1
+    return [f"{count} × {need}" for need, count in lines.items()]
+
+
+def _need(config: TrainingConfig) -> str:
+    resources, schedule = config.resources, config.schedule
+    cpus = resources.workers * resources.cpus_per_worker
+    if resources.gpus_per_worker is None:
+        gpus = f"{resources.workers} GPU{'s' * (resources.workers != 1)} where the cluster has them"
+    else:
+        total = resources.workers * resources.gpus_per_worker
+        gpus = f"{total:g} GPU{'s' * (total != 1)}"
+    workers = f"{resources.workers} worker{'s' * (resources.workers != 1)}"
+    cores = f"{cpus} CPU{'s' * (cpus != 1)}"
+    return (
+        f"training: {workers}, {cores}, {gpus}; {schedule.max_iterations:,} iterations of "
+        f"{schedule.batch_size} images in {schedule.precision}"
+    )
+
+
+def _common(plan: Plan) -> list[str]:
+    """What all rows share, and what of it isn't the paper's recipe."""
+    configs = [flat(row.config) for row in plan.rows]
+    first = configs[0]
+    shared = {
+        key: value
+        for key, value in first.items()
+        if key not in ("seed", "data.root") and all(config.get(key) == value for config in configs)
+    }
+    facts = plan.rows[0]
+    lines = []
+    if facts.train is not None and facts.val is not None:
+        lines.append(
+            f"data      {facts.train.root}: {facts.train.images:,} images of {facts.train.split}, "
+            f"{facts.val.images:,} of {facts.val.split}, {len(facts.train.categories)} classes"
+        )
+    settings = ", ".join(f"{key}={_value(value)}" for key, value in shared.items() if value is not None)
+    lines += textwrap.wrap(
+        settings, 110, initial_indent="shared    ", subsequent_indent=" " * 10, break_on_hyphens=False
+    )
+    departures = list(dict.fromkeys(key for row in plan.rows for key in row.departures))
+    if departures:
+        text = f"not the recipe's: {', '.join(departures)}"
+        lines += textwrap.wrap(
+            text, 110, initial_indent="note      ", subsequent_indent=" " * 10, break_on_hyphens=False
+        )
+    return lines
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,52 @@
+"""The report of a sweep: the comparison table as text, Markdown and CSV, and one HTML file with figures."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+from detector.errors import UnreachableError
+from orchestrator.plan import Plan
+from orchestrator.report.page import page
+from orchestrator.report.table import make_table
+from orchestrator.report.text import comma_separated, markdown, terminal
+from orchestrator.results import Results
+
+__all__ = ["terminal_table", "write_report"]
+
+
+def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
+    """Writes report.html, report.md and table.csv into the sweep's folder; each is whole or not there.
+
+    Returns their paths by name. Raises UnreachableError where the folder can't be written.
+    """
+    table = make_table(plan, ledger)
+    contents = {
+        "report.html": page(plan, table, ledger),
+        "report.md": markdown(plan, table),
+        "table.csv": comma_separated(table),
+    }
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        for name, text in contents.items():
+            _write(plan.folder / name, text)
+    except OSError as error:
+        raise UnreachableError(
+            f"the report can't be written to {plan.folder} ({error.strerror}); name a folder of yours with --storage"
+        ) from None
+    return {name: plan.folder / name for name in contents}
+
+
+def terminal_table(plan: Plan, ledger: Results) -> str:
+    """The table for a terminal."""
+    return terminal(plan, make_table(plan, ledger))
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,117 @@
+"""The table as text: for a terminal, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import unicodedata
+from collections.abc import Sequence
+
+from orchestrator.plan import Plan
+from orchestrator.report.table import UNDEFINED, Table, difference, notes, ours, paper
+
+
+def terminal(plan: Plan, table: Table) -> str:
+    """The table in columns, for a fixed-width font."""
+    head = ["row", *_own_columns(table), *table.metrics, "state"]
+    body: list[list[str]] = []
+    for row in table.rows:
+        shown = [row.show.get(column, "") for column in _own_columns(table)]
+        state = row.state + (f" ({_shortened(row.detail)})" if row.detail else "")
+        if row.state != "quoted":
+            body.append([_clean(row.name), *shown, *(ours(row.cells[metric]) for metric in table.metrics), state])
+        if any(row.cells[metric].paper is not None for metric in table.metrics):
+            label = "paper" if row.state != "quoted" else _clean(row.name)
+            blank = [""] * len(shown) if row.state != "quoted" else shown
+            body.append([f"  {label}", *blank, *(paper(row.cells[metric]) for metric in table.metrics), ""])
+        if any(row.cells[metric].difference is not None for metric in table.metrics):
+            cells = (difference(row.cells[metric]) for metric in table.metrics)
+            body.append(["  difference", *([""] * len(shown)), *cells, ""])
+    widths = [max(_width(line[index]) for line in [head, *body]) for index in range(len(head))]
+    left = {0, *range(1, 1 + len(_own_columns(table))), len(head) - 1}
+    lines = [
+        "  ".join(_pad(text, widths[index], index in left) for index, text in enumerate(line)).rstrip()
+        for line in [head, *body]
+    ]
+    rule = "─" * max(_width(line) for line in lines)
+    return "\n".join([plan.title, rule, lines[0], rule, *lines[1:], rule, *notes(plan, table)]) + "\n"
+
+
+def markdown(plan: Plan, table: Table) -> str:
+    """The table for a document: ours, the paper's and the difference in one cell."""
+    head = ["row", *table.columns, *table.metrics, "state"]
+    lines = [f"# {_escaped(plan.title)}", "", f"Sweep `{plan.key}`. Ours / paper / difference, in percent.", ""]
+    lines += [_line(head), _line(["---"] * (1 + len(table.columns)) + ["---:"] * len(table.metrics) + ["---"])]
+    for row in table.rows:
+        cells = []
+        for metric in table.metrics:
+            cell = row.cells[metric]
+            parts = [ours(cell)] if cell.paper is None else [ours(cell), paper(cell), difference(cell)]
+            cells.append(UNDEFINED if set(parts) == {UNDEFINED} else " / ".join(parts))
+        state = row.state + (f" ({row.detail})" if row.detail else "")
+        shown = [row.show.get(column, "") for column in table.columns]
+        lines.append(_line([_escaped(text) for text in (row.name, *shown)] + cells + [_escaped(state)]))
+    lines += ["", *(f"- {_escaped(note)}" for note in notes(plan, table)), "", f"Made by `{plan.command}`."]
+    return "\n".join(lines) + "\n"
+
+
+def comma_separated(table: Table) -> str:
+    """The table for a program: unrounded, an empty field where a figure is undefined."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        [
+            *("row", *table.columns, "state", "seeds"),
+            *(name for metric in table.metrics for name in (metric, f"{metric}_std", f"{metric}_paper")),
+        ]
+    )
+    for row in table.rows:
+        seeds = max((cell.ours.n for cell in row.cells.values() if cell.ours), default=0)
+        figures: list[float | None] = []
+        for metric in table.metrics:
+            cell = row.cells[metric]
+            figures += [cell.ours.value if cell.ours else None, cell.ours.deviation if cell.ours else None, cell.paper]
+        shown = [row.show.get(column, "") for column in table.columns]
+        writer.writerow([row.name, *shown, row.state, seeds, *("" if value is None else value for value in figures)])
+    return file.getvalue()
+
+
+def _own_columns(table: Table) -> Sequence[str]:
+    """Columns that say more than the rows' names do."""
+    return [
+        column
+        for column in table.columns
+        if any(row.show.get(column, "") not in row.name.split(":") for row in table.rows)
+    ]
+
+
+def _clean(text: str) -> str:
+    """``text`` without what could steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _shortened(text: str, limit: int = 60) -> str:
+    text = _clean(text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _pad(text: str, width: int, left: bool) -> str:
+    space = " " * (width - _width(text))
+    return text + space if left else space + text
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is, in one line and one cell."""
+    for character in "\\`*_[]<>|#":
+        text = text.replace(
+            character, f"\\{character}" if character not in "<>" else f"&{'lt' if character == '<' else 'gt'};"
+        )
+    return " ".join(text.split())

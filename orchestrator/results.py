@@ -1,0 +1,81 @@
+"""What a sweep has come to: one entry a row and seed, read from the ledger."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from orchestrator.ledger import Record
+from orchestrator.plan import Plan, PlannedRow
+
+
+class Results(Protocol):
+    """The part of the ledger that results are read from."""
+
+    def record(self, identity: str) -> Record:
+        """What is known of a training."""
+
+    def run_id(self, sweep_key: str, row: str, seed: int) -> str | None:
+        """MLflow run of a row and seed."""
+
+    def reused_from(self, sweep_key: str, row: str, seed: int, identity: str) -> str | None:
+        """The row whose training this one uses, if it isn't its own."""
+
+    def journal_metrics(self, identity: str, keys: Iterable[str]) -> tuple[list[int], dict[str, list[float | None]]]:
+        """Metrics over the steps."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A figure over the seeds of a row."""
+
+    value: float
+    deviation: float | None
+    """Standard deviation (n - 1); None for a single value."""
+    n: int
+
+
+def result_rows(plan: Plan, ledger: Results) -> list[dict[str, Any]]:
+    """One entry a row and seed, as ``--json`` prints them; an undefined metric is None."""
+    entries = []
+    for row in plan.rows:
+        record = ledger.record(row.identity)
+        entries.append(
+            {
+                "row": row.row,
+                "seed": row.seed,
+                "identity": row.identity,
+                "state": record.state,
+                "run_id": ledger.run_id(plan.key, row.row, row.seed),
+                "reused_from": ledger.reused_from(plan.key, row.row, row.seed, row.identity),
+                "step": record.step,
+                "metrics": {key: _defined(value) for key, value in record.metrics.items()},
+                "error": record.error,
+            }
+        )
+    return entries
+
+
+def mean(values: Iterable[float | None]) -> Mean | None:
+    """Mean, deviation and number of the values that are defined; None if there are none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return Mean(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+
+def _defined(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
+
+
+def best(plan: Plan, entries: Sequence[dict[str, Any]]) -> tuple[PlannedRow, dict[str, Any]] | None:
+    """The finished row and seed with the highest AP, the first of equals; None where no AP is defined."""
+    finished = [
+        (row, entry)
+        for row, entry in zip(plan.rows, entries, strict=True)
+        if entry["state"] == "finished" and entry["metrics"].get("AP") is not None
+    ]
+    return max(finished, key=lambda pair: pair[1]["metrics"]["AP"], default=None)

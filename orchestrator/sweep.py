@@ -1,0 +1,125 @@
+"""Runs a sweep: ``python -m orchestrator.sweep sweeps/table3.yaml``. The same command again continues it.
+
+Nothing heavy is imported before it is known that there is something to train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from orchestrator.dry_run import describe
+from orchestrator.ledger import Ledger
+from orchestrator.options import Answer, Parser, add_sweep_options, answer, positive, sweep_request
+from orchestrator.plan import Plan, make_plan, resolve_storage, resolve_tracking_uri
+from orchestrator.report import terminal_table, write_report
+from orchestrator.results import best, result_rows
+
+EXIT_STATUSES = """exit status:
+  0  every row has its result
+  2  the specification, the data or a reuse is wrong; nothing was started
+  3  some trainings failed for good; the rest is complete and reported
+  4  the cluster, the storage or the tracking server can't be reached, or can't ever satisfy the request
+  5  another driver holds the sweep
+  130, 143  interrupted; the same command continues
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return answer(_sweep, _parser(), argv)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "sweep",
+        "Train every row of a table on Ray, track it in MLflow, and compare it with the paper's.",
+        EXIT_STATUSES,
+    )
+    add_sweep_options(parser)
+    parser.add_argument("--dry-run", action="store_true", help="say what would be trained and what it needs, and stop")
+    parser.add_argument("--address", metavar="RAY", help="cluster to join; default: $RAY_ADDRESS, then a local one")
+    parser.add_argument("--max-concurrent", metavar="N", type=positive, help="most trainings at a time")
+    parser.add_argument("--fresh", action="store_true", help="set earlier results of these trainings aside, train anew")
+    return parser
+
+
+def _sweep(arguments: argparse.Namespace) -> Answer:
+    plan = make_plan(sweep_request(arguments))
+    ledger = Ledger(plan.storage)
+    if arguments.dry_run:
+        document = _document(plan, ledger, "dry_run", None, None)
+        return Answer(0, {**document, "trainings": len(plan.trainings)}, describe(plan, ledger))
+    from orchestrator.session import run_sweep
+
+    outcome = run_sweep(
+        plan,
+        address=arguments.address,
+        max_concurrent=arguments.max_concurrent,
+        fresh=arguments.fresh,
+        quiet_json=arguments.json,
+    )
+    if outcome.notice:
+        print(f"note: {outcome.notice}", file=sys.stderr)
+    if outcome.status == "unreachable":
+        return Answer(
+            outcome.exit_status, _document(plan, ledger, outcome.status, None, outcome.error), "", outcome.error
+        )
+    report = write_report(plan, ledger)["report.html"]
+    document = _document(plan, ledger, outcome.status, report, outcome.error)
+    text = f"\n{terminal_table(plan, ledger)}\n{closing_lines(plan, ledger, report)}"
+    return Answer(outcome.exit_status, document, text, outcome.error)
+
+
+def _document(plan: Plan, ledger: Ledger, status: str, report: Path | None, error: str | None) -> dict[str, Any]:
+    return {
+        "sweep": plan.key,
+        "status": status,
+        "rows": result_rows(plan, ledger),
+        "report": None if report is None else str(report),
+        "error": error,
+    }
+
+
+def closing_lines(plan: Plan, ledger: Ledger, report: Path) -> str:
+    """The exact lines that open the report, the MLflow UI and the best model."""
+    lines = [("report", f"python -m webbrowser {shlex.quote(report.as_uri())}"), ("MLflow", _mlflow_line(plan))]
+    winner = best(plan, result_rows(plan, ledger))
+    if winner is not None:
+        row, entry = winner
+        lines.append(("best model", f"row {row.row}, seed {row.seed}, AP {entry['metrics']['AP']:.2f}"))
+        lines.append(("", f"detector.load({_model(plan, ledger, entry)})"))
+    return "".join(f"{label:<12}{line}\n" for label, line in lines)
+
+
+def _model(plan: Plan, ledger: Ledger, entry: dict[str, Any]) -> str:
+    if entry["run_id"] is None:
+        return f'"{ledger.record(entry["identity"]).model}"'
+    source = f'"runs:/{entry["run_id"]}/model"'
+    found_anyway = plan.tracking_uri == resolve_tracking_uri(None, resolve_storage(None))
+    if found_anyway or _has_password(plan.tracking_uri):
+        return source
+    return f'{source}, tracking_uri="{plan.tracking_uri}"'
+
+
+def _mlflow_line(plan: Plan) -> str:
+    uri = plan.tracking_uri
+    if _has_password(uri):
+        parts = urlsplit(uri)
+        uri = parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl()
+    if uri.startswith(("http://", "https://")):
+        return f"python -m webbrowser {shlex.quote(uri)}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def _has_password(uri: str) -> bool:
+    return "@" in urlsplit(uri).netloc
+
+
+if __name__ == "__main__":
+    sys.exit(main())
