@@ -117,7 +117,7 @@ def coco_figures(
     for number, category_id in enumerate(evaluator.params.catIds):
         per_class.append(
             {
-                "id": category_id,
+                "id": int(category_id),
                 "name": truth.cats[category_id]["name"],
                 "AP": _percent(_mean_defined(precision[:, :, number])),
                 "AP50": _percent(_mean_defined(precision[0, :, number])),

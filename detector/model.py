@@ -78,7 +78,7 @@ class Detector(nn.Module):
         rows = torch.arange(images.shape[-2], device=images.device) < sizes[:, :1]
         columns = torch.arange(images.shape[-1], device=images.device) < sizes[:, 1:]
         pixels = pixels * (rows[:, None, :, None] & columns[:, None, None, :])
-        return pixels.contiguous(memory_format=torch.channels_last)
+        return pixels.contiguous(memory_format=memory_format(self.config))
 
     def loss(
         self, outputs: HeadOutputs, gt_boxes: Sequence[Tensor], gt_labels: Sequence[Tensor], progress: float = 0.0
@@ -122,6 +122,11 @@ class Detector(nn.Module):
         return predict(self, images, **options)
 
 
+def memory_format(config: ModelConfig) -> torch.memory_format:
+    """How a network of ``config`` lays out its tensors: GroupNorm's backward pass is slow on channels-last ones."""
+    return torch.contiguous_format if config.norm == "gn" else torch.channels_last
+
+
 def build_model(
     config: ModelConfig,
     categories: Sequence[Category],
@@ -140,4 +145,4 @@ def build_model(
     model = Detector(config, categories, short_side=short_side, long_side=long_side, seed=seed)
     if pretrained:
         load_pretrained(model.network.backbone, config)
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=memory_format(config))
