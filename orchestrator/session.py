@@ -204,6 +204,10 @@ class _Pass:
                 if stop.is_set():
                     raise RuntimeError("stopped on request")
 
+            def __reduce__(self) -> Any:
+                # Tune saves its callbacks with its state, which nobody will read.
+                return tune.Callback, ()
+
         scratch = self.plan.folder / ".tune"
         shutil.rmtree(scratch, ignore_errors=True)
         try:

@@ -179,10 +179,10 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         from mlflow import MlflowClient
 
+        for name in ("alembic", "mlflow"):  # after the import, which sets them up
+            logging.getLogger(name).setLevel(logging.ERROR)
         uri = self.plan.tracking_uri
         with _first_to_open(uri):
             self._client = MlflowClient(tracking_uri=uri)
