@@ -139,7 +139,11 @@ def inspect_split(root: str | Path, split: str) -> tuple[CocoSplit | None, list[
 
     A split that comes with refusing problems holds only what could be read. InputError where the files are missing.
     """
-    path, images = find_annotations(root, split), find_images(root, split)
+    return inspect_file(find_annotations(root, split), find_images(root, split))
+
+
+def inspect_file(path: Path, images: Path) -> tuple[CocoSplit | None, list[Problem]]:
+    """As `inspect_split`, for any annotation file ``path`` of the images in the folder ``images``."""
     try:
         content = path.read_bytes()
     except OSError as error:

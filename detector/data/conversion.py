@@ -88,10 +88,14 @@ def write_store(found: CocoSplit, split: str, filesystem: pafs.FileSystem, path:
 
 def _contents(found: CocoSplit) -> Iterator[bytes]:
     """The bytes of each image, each decoded once to be sure of it."""
-    threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(decoding_threads()) as pool:
         for start in range(0, len(found), 64):  # in portions, so that memory is bounded
             yield from pool.map(lambda index: _checked(found, index), range(start, min(start + 64, len(found))))
+
+
+def decoding_threads() -> int:
+    """Threads worth having for decoding: the cores this process may use, up to eight."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _checked(found: CocoSplit, index: int) -> bytes:

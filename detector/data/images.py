@@ -7,6 +7,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that swap width and height
 
