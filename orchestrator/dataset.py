@@ -5,8 +5,10 @@ Reading COCO's annotations takes half a minute, so what was learnt is remembered
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from detector.data.coco import data_digest, find_annotations, find_images, read_split
 from detector.errors import InputError
@@ -41,18 +43,27 @@ def split_facts(root: str, split: str, data_folder: Path) -> SplitFacts:
     known = data_folder.is_dir()
     digest = data_digest(root, split, remember=data_folder / "digests.json" if known else None)
     path = data_folder / "splits.json"
-    remembered = _remembered(path).get(digest)
+    remembered: Any = _remembered(path).get(digest)
     if remembered is None:
         found = read_split(root, split)
-        remembered = {
-            "categories": [[category.id, category.name] for category in found.categories],
-            "images": len(found.image_ids),
-        }
+        categories = [[category.id, category.name] for category in found.categories]
+        remembered = {"categories": categories, "images": len(found.image_ids)}
         if known:
-            with locked(data_folder / ".splits.lock"):
-                write_json(path, {**_remembered(path), digest: remembered})
-    categories = tuple((int(number), str(name)) for number, name in remembered["categories"])
-    return SplitFacts(root, split, digest, categories, int(remembered["images"]))
+            _remember(path, {digest: remembered})
+    pairs = tuple((int(number), str(name)) for number, name in remembered["categories"])
+    return SplitFacts(root, split, digest, pairs, int(remembered["images"]))
+
+
+def remember(facts: Iterable[SplitFacts], data_folder: Path) -> None:
+    """Remembers what was learnt before ``data_folder`` existed."""
+    path = data_folder / "splits.json"
+    learnt: dict[str, dict[str, object]] = {}
+    for item in facts:
+        if item.digest not in _remembered(path):
+            data_digest(item.root, item.split, remember=data_folder / "digests.json")
+            learnt[item.digest] = {"categories": [list(pair) for pair in item.categories], "images": item.images}
+    if learnt:
+        _remember(path, learnt)
 
 
 def check_categories(train: SplitFacts, val: SplitFacts) -> None:
@@ -71,9 +82,14 @@ def check_categories(train: SplitFacts, val: SplitFacts) -> None:
         )
 
 
+def _remember(path: Path, learnt: dict[str, dict[str, object]]) -> None:
+    with locked(path.with_name(".splits.lock")):
+        write_json(path, {**_remembered(path), **learnt})
+
+
 def _remembered(path: Path) -> dict[str, dict[str, object]]:
     try:
         found = read_json(path)
-    except ValueError:
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

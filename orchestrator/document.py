@@ -23,6 +23,7 @@ class _Loader(yaml.SafeLoader):
     """The safe loader with the scalars of YAML 1.2."""
 
 
+_Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -34,6 +35,8 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value)))
 _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: _number(str(node.value)))
+
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 def _number(text: str) -> float:
@@ -81,7 +84,7 @@ def read_document(path: Path) -> Document:
     try:
         node = loader.get_single_node()
         data = None if node is None else _value(loader, node, (), lines, path, ())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(_yaml_sentence(path, error)) from None
     finally:
         loader.dispose()
@@ -97,7 +100,7 @@ def read_scalar(text: str, origin: str) -> Any:
     try:
         node = loader.get_single_node()
         return None if node is None else loader.construct_document(node)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         problem = getattr(error, "problem", None) or str(error)
         raise InputError(f"{origin}: the value isn't YAML ({problem}); put it in quotes") from None
     finally:
@@ -136,6 +139,10 @@ def _value(
             f"{shown(path)}, line {node.start_mark.line + 1}: an alias contains itself; write the value out"
         )
     above = (*above, id(node))
+    if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
+        raise InputError(
+            f"{shown(path)}, line {node.start_mark.line + 1}: the tag {node.tag} means nothing here; remove it"
+        )
     if isinstance(node, yaml.MappingNode):
         return _mapping(loader, node, loc, lines, path, above)
     if isinstance(node, yaml.SequenceNode):
@@ -171,7 +178,7 @@ def _mapping(
     return values
 
 
-def _yaml_sentence(path: Path, error: yaml.YAMLError) -> str:
+def _yaml_sentence(path: Path, error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     line = f", line {mark.line + 1}" if mark is not None else ""
     problem = getattr(error, "problem", None) or "it can't be parsed"

@@ -25,7 +25,7 @@ NOT_DECIDING = frozenset(
         *("postprocess.py", "detections.py", "evaluation.py", "inference.py", "checkpoints.py"),
         # Commands.
         *("train.py", "evaluate.py", "predict.py", "data/__init__.py", "data/__main__.py"),
-        *("data/check.py", "data/importers.py", "data/download.py", "data/browse.py"),
+        *("data/check.py", "data/importers.py", "data/formats.py", "data/download.py", "data/browse.py"),
         # What it makes is in the digest of the data.
         "data/synthetic.py",
     }
@@ -43,14 +43,16 @@ def identity(config: TrainingConfig, *, train_digest: str) -> str:
     ``config`` must be resolved: classes, weights and normalisation known. ``train_digest`` is that of its training
     split.
     """
-    return digest({**deciding(config), "train_digest": train_digest, "sources": sources_digest()})[:16]
+    decided = deciding(config)
+    if config.model.weights not in ("imagenet", "none"):
+        # A file counts by its contents, wherever it lies.
+        decided["model"]["weights"] = _file_digest(Path(config.model.weights).expanduser())
+    return digest({**decided, "train_digest": train_digest, "sources": sources_digest()})[:16]
 
 
 def deciding(config: TrainingConfig) -> dict[str, Any]:
     """The part of ``config`` that decides the weights, in the effective form: 180,000 iterations are 2x of 90,000."""
     model = config.model.model_dump(mode="json", exclude=_MODEL_NOT)
-    if config.model.weights not in ("imagenet", "none", "auto"):
-        model["weights"] = _file_digest(Path(config.model.weights).expanduser())
     schedule = config.schedule.model_dump(mode="json", exclude=_SCHEDULE_NOT)
     schedule["max_iterations"] = config.schedule.max_iterations
     schedule["batch_factor"] = config.schedule.batch_factor

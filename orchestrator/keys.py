@@ -216,6 +216,12 @@ def _sentence(model: type[BaseModel], error: Any, data: Any, where: Where, what:
         *above, name = error["loc"]
         siblings = _trim_model(model, tuple(above))
         return f'{where(error["loc"])}: unknown key "{name}"; {suggestion(str(name), siblings)}'
+    if error["loc"][-1:] == ("[key]",):
+        _, mapping = _trim(model, error["loc"][:-2])
+        valid = typing.get_args(typing.get_args(mapping.annotation if isinstance(mapping, FieldInfo) else mapping)[0])
+        return (
+            f'{where(error["loc"][:-1])}: unknown key "{error["loc"][-2]}"; {suggestion(str(error["loc"][-2]), valid)}'
+        )
     if error["type"] == "missing":
         *above, name = error["loc"]
         inside = ".".join(str(part) for part in above) or what or "the file"

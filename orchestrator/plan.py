@@ -16,7 +16,7 @@ from typing import Any
 from detector.config import ModelConfig, TrainingConfig
 from detector.errors import InputError
 from detector.weights import resolve_weights
-from orchestrator.dataset import SplitFacts, check_categories, check_places, split_facts
+from orchestrator.dataset import SplitFacts, check_categories, check_places, remember, split_facts
 from orchestrator.document import suggestion
 from orchestrator.identity import deciding, digest, evaluation_identity, identity
 from orchestrator.keys import Setting, flat, resolve
@@ -138,6 +138,7 @@ def make_plan(request: SweepRequest) -> Plan:
         if draft.config.data.generated is None:
             facts.of(_root(draft.config), draft.config)
     ledger.prepare()
+    facts.remember()
     rows = [_planned(draft, model, seed, facts) for draft, model in zip(drafts, models, strict=True) for seed in seeds]
     _refuse_other_evaluations(rows)
     names = {row.row for row in rows}
@@ -202,6 +203,7 @@ def command_line(module: str, request: SweepRequest) -> str:
         words += ["--seeds", ",".join(map(str, request.seeds))]
     if request.storage is not None:
         words += ["--storage", request.storage]
+    # A password is never shown; it stays in $MLFLOW_TRACKING_URI.
     if request.tracking_uri is not None and "@" not in request.tracking_uri:
         words += ["--tracking-uri", request.tracking_uri]
     return shlex.join(words)
@@ -286,6 +288,10 @@ class _Facts:
         if (root, split) not in self._known:
             self._known[root, split] = split_facts(root, split, self._ledger.data)
         return self._known[root, split]
+
+    def remember(self) -> None:
+        """Keeps for later plans what was learnt while there was no storage yet."""
+        remember(self._known.values(), self._ledger.data)
 
     def generate(self, config: TrainingConfig) -> TrainingConfig:
         """``config`` on its generated data, made now if it isn't there yet."""

@@ -324,16 +324,12 @@ def _check_references(said: _SweepFile, names: Sequence[str], document: Document
         for name in pair:
             if name not in names:
                 where = document.where(("compare", index))
-                raise InputError(
-                    f'{where}: compare names the row "{name}", which doesn\'t exist; {suggestion(name, names)}'
-                )
+                raise InputError(f'{where}: compare names an unknown row "{name}"; {suggestion(name, names)}')
     for index, figure in enumerate(said.figures):
         for name in figure.rows:
             if name not in names:
                 where = document.where(("figures", index))
-                raise InputError(
-                    f'{where}: figures names the row "{name}", which doesn\'t exist; {suggestion(name, names)}'
-                )
+                raise InputError(f'{where}: figures names an unknown row "{name}"; {suggestion(name, names)}')
         if figure.metric not in JOURNAL_METRICS and not re.fullmatch(r"AP_class/\d+", figure.metric):
             where = document.where(("figures", index, "metric"))
             raise InputError(f'{where}: unknown metric "{figure.metric}"; {suggestion(figure.metric, JOURNAL_METRICS)}')

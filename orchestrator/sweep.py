@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from orchestrator.dry_run import describe
 from orchestrator.ledger import Ledger
@@ -19,6 +18,7 @@ from orchestrator.options import Answer, Parser, add_sweep_options, answer, posi
 from orchestrator.plan import Plan, make_plan, resolve_storage, resolve_tracking_uri
 from orchestrator.report import terminal_table, write_report
 from orchestrator.results import best, result_rows
+from orchestrator.tracking import without_secrets
 
 EXIT_STATUSES = """exit status:
   0  every row has its result
@@ -102,23 +102,17 @@ def _model(plan: Plan, ledger: Ledger, entry: dict[str, Any]) -> str:
         return f'"{ledger.record(entry["identity"]).model}"'
     source = f'"runs:/{entry["run_id"]}/model"'
     found_anyway = plan.tracking_uri == resolve_tracking_uri(None, resolve_storage(None))
-    if found_anyway or _has_password(plan.tracking_uri):
+    if found_anyway or without_secrets(plan.tracking_uri) != plan.tracking_uri:
+        # A password is never shown; whoever has it finds the run by $MLFLOW_TRACKING_URI.
         return source
     return f'{source}, tracking_uri="{plan.tracking_uri}"'
 
 
 def _mlflow_line(plan: Plan) -> str:
-    uri = plan.tracking_uri
-    if _has_password(uri):
-        parts = urlsplit(uri)
-        uri = parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl()
+    uri = without_secrets(plan.tracking_uri)
     if uri.startswith(("http://", "https://")):
         return f"python -m webbrowser {shlex.quote(uri)}"
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-
-
-def _has_password(uri: str) -> bool:
-    return "@" in urlsplit(uri).netloc
 
 
 if __name__ == "__main__":

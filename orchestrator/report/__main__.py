@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from orchestrator.ledger import Ledger
 from orchestrator.options import Answer, Parser, add_sweep_options, answer, sweep_request
-from orchestrator.plan import make_plan
+from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
 from orchestrator.results import result_rows
+from orchestrator.tracking import without_secrets
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +27,9 @@ def _report(arguments: argparse.Namespace) -> Answer:
     plan = make_plan(sweep_request(arguments))
     ledger = Ledger(plan.storage)
     paths = write_report(plan, ledger)
+    run_id = ledger.parent_run_id(plan.key)
+    if run_id is not None:
+        _log(plan, run_id, paths.values())
     rows = result_rows(plan, ledger)
     complete = all(row["state"] == "finished" for row in rows)
     document = {
@@ -34,6 +40,22 @@ def _report(arguments: argparse.Namespace) -> Answer:
         "error": None,
     }
     return Answer(0, document, terminal_table(plan, ledger) + "".join(f"{path}\n" for path in paths.values()))
+
+
+def _log(plan: Plan, run_id: str, paths: Iterable[Path]) -> None:
+    """Puts the report into the sweep's run, too; a server that is away changes nothing about the files."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    try:
+        client = MlflowClient(tracking_uri=plan.tracking_uri)
+        for path in paths:
+            client.log_artifact(run_id, str(path), artifact_path="report")
+    except Exception as error:
+        reason = without_secrets(" ".join(str(error).split()))[:200]
+        where = without_secrets(plan.tracking_uri)
+        print(f"note: the report is written, but not logged to {where} ({reason}); run this again", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,227 @@
+"""Plans: key, places, precedence, data, and what is created when something is wrong: nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from detector.errors import InputError, UnreachableError
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan, SweepRequest, make_plan
+from tests.orchestrator.tables import BASE, TABLE, write_data, write_table
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("DETSWEEP_STORAGE", "DETSWEEP_DATA", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    write_data(tmp_path / "data")
+    return write_table(tmp_path, base=BASE + f"data.root: {tmp_path / 'data'}\n")
+
+
+def plan_of(table: Path, *sets: str, **options: object) -> Plan:
+    storage = options.pop("storage", str(table.parent / "storage"))
+    return make_plan(SweepRequest(str(table), set=sets, storage=storage, **options))  # type: ignore[arg-type]
+
+
+def test_rows_and_seeds_are_resolved(table: Path, tmp_path: Path) -> None:
+    plan = plan_of(table, seeds=(0, 3))
+    assert [(row.row, row.seed) for row in plan.rows] == [("1:1", 0), ("1:1", 3), ("D_up:1", 0), ("D_up:1", 3)]
+    first = plan.rows[0]
+    assert first.config.data.root == str(tmp_path / "data")
+    assert (first.config.model.num_classes, first.config.model.norm, first.config.seed) == (2, "gn", 0)
+    assert first.differences == {"model.assigner.predicted_weight": 1.0}
+    assert (first.show, first.paper) == ({"PIoUs": "1", "AIoUs": "1"}, {"AP": 39.75, "AP50": 57.43})
+    assert first.departures == ()
+    assert first.train is not None
+    assert (first.train.images, first.train.categories) == (2, ((3, "cat"), (7, "dog")))
+    assert len(plan.trainings) == 4
+    assert plan.folder == tmp_path / "storage" / "sweeps" / "tiny"
+
+
+def test_the_key_is_name_profile_and_hash_of_the_set_values(table: Path) -> None:
+    write_table(
+        table.parent, base=(table.parent / "bases" / "small.yaml").read_text(), quick="schedule.iterations: 9\n"
+    )
+    assert plan_of(table).key == "tiny"
+    assert plan_of(table, profile="quick").key == "tiny@quick"
+    changed = plan_of(table, "schedule.iterations=5", profile="quick").key
+    assert changed.startswith("tiny@quick+")
+    assert len(changed) == len("tiny@quick+") + 8
+    assert plan_of(table, "schedule.iterations=5").key == changed.replace("@quick", "")
+    assert plan_of(table, "schedule.iterations= 5").key == changed.replace("@quick", "")
+    assert plan_of(table, "schedule.iterations=6").key != changed.replace("@quick", "")
+    both = ("schedule.iterations=5", "schedule.momentum=0.5")
+    assert plan_of(table, *both).key == plan_of(table, *reversed(both)).key
+    # --only and --seeds select within the sweep; they don't name another.
+    assert plan_of(table, only=("1:1",), seeds=(4,)).key == "tiny"
+
+
+def test_a_relative_data_root_means_the_same_sweep_from_elsewhere(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(table.parent)
+    here = plan_of(table, "data.root=data")
+    monkeypatch.chdir(table.parent / "data")
+    there = plan_of(table, "data.root=../data")
+    assert here.key == there.key
+    assert here.rows[0].config.data.root == there.rows[0].config.data.root
+
+
+def test_base_profile_row_and_command_line_in_that_order(table: Path) -> None:
+    text = TABLE.replace("{model.assigner.predicted_weight: up}", "{model.backbone: r34, schedule.epochs_factor: 2}")
+    base = (table.parent / "bases" / "small.yaml").read_text()
+    write_table(table.parent, text, base=base, other="model.backbone: r50\nschedule: {iterations: 10}\n")
+    one, two = plan_of(table).rows
+    assert (one.config.model.backbone, two.config.model.backbone) == ("r18", "r34")
+    one, two = plan_of(table, profile="other").rows
+    # A profile's backbone is the default for rows that don't set one.
+    assert (one.config.model.backbone, two.config.model.backbone) == ("r50", "r34")
+    assert (one.config.schedule.max_iterations, two.config.schedule.max_iterations) == (10, 20)
+    assert set(one.departures) == {"model.backbone", "schedule.iterations"}
+    assert set(two.departures) == {"schedule.iterations"}
+    one, two = plan_of(table, "model.backbone=r101", profile="other").rows
+    assert (one.config.model.backbone, two.config.model.backbone) == ("r101", "r101")
+
+
+def test_places_fall_back_to_the_environment(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(table, storage=None)
+    assert plan.storage == tmp_path / "home" / "detsweep"
+    assert plan.tracking_uri == f"sqlite:///{plan.storage}/mlflow.db"
+    monkeypatch.setenv("DETSWEEP_STORAGE", str(tmp_path / "mine"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    plan = plan_of(table, storage=None)
+    assert (plan.storage, plan.tracking_uri) == (tmp_path / "mine", "http://127.0.0.1:1")
+    assert plan_of(table, tracking_uri="sqlite:///x.db").tracking_uri == "sqlite:///x.db"
+    monkeypatch.chdir(tmp_path)
+    assert plan_of(table, storage="here").storage == tmp_path / "here"
+
+
+def test_the_environment_names_the_data_above_the_base_and_below_the_command_line(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETSWEEP_DATA", str(write_data(tmp_path / "other")))
+    assert plan_of(table).rows[0].config.data.root == str(tmp_path / "other")
+    assert plan_of(table, f"data.root={tmp_path / 'data'}").rows[0].config.data.root == str(tmp_path / "data")
+
+
+def test_generated_data_needs_nothing_and_is_made_once(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETSWEEP_DATA", "/nowhere")
+    sets = ("data.generated.train_images=2", "data.generated.val_images=1", "data.generated.long_side=128")
+    plan = plan_of(table, *sets)
+    root = Path(str(plan.rows[0].config.data.root))
+    assert root.parent == plan.storage / "data"
+    assert (plan.rows[0].config.data.train, plan.rows[0].config.data.val) == ("train", "val")
+    assert plan.rows[0].config.model.num_classes == 4
+    assert "data.generated" in plan.rows[0].departures
+    stamps = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    assert plan_of(table, *sets).rows[0].identity == plan.rows[0].identity
+    assert stamps == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+
+
+def test_data_named_on_the_command_line_beats_a_profile_that_generates(table: Path, tmp_path: Path) -> None:
+    write_table(tmp_path, base=BASE, gen="data: {generated: {train_images: 2, val_images: 1, long_side: 128}}\n")
+    plan = plan_of(table, f"data.root={tmp_path / 'data'}", profile="gen")
+    assert plan.rows[0].config.data.generated is None
+    assert plan.rows[0].config.data.root == str(tmp_path / "data")
+
+
+def test_rows_that_are_one_training_share_it(table: Path) -> None:
+    again = "  - {name: again, set: {model.assigner.predicted_weight: 1.0, resources.workers: 2}}\ncompare"
+    table.write_text(TABLE.replace("compare", again, 1))
+    plan = plan_of(table)
+    assert plan.rows[0].identity == plan.rows[2].identity
+    assert len(plan.trainings) == 2
+
+
+def test_one_training_with_two_evaluations_is_refused(table: Path) -> None:
+    again = "  - {name: again, set: {model.assigner.predicted_weight: 1, model.postprocess.nms_iou: 0.5}}\ncompare"
+    table.write_text(TABLE.replace("compare", again, 1))
+    with pytest.raises(InputError, match='rows "1:1" and "again" are the same training with another evaluation'):
+        plan_of(table)
+
+
+def test_only_selects_rows_and_what_refers_to_them(table: Path) -> None:
+    plan = plan_of(table, only=("D_up:1",))
+    assert plan.row_names == ("D_up:1",)
+    assert plan.compare == ()
+    assert len(plan.figures) == 1
+    with pytest.raises(InputError, match=r'no row "D_up;1"; did you mean "D_up:1"\?'):
+        plan_of(table, only=("D_up;1",))
+
+
+def test_the_command_means_the_same_sweep(table: Path) -> None:
+    plan = plan_of(table, "schedule.iterations=5", only=("1:1",), seeds=(1, 2), tracking_uri="http://u:secret@h/")
+    assert plan.command == (
+        f"python -m orchestrator.sweep {table} --set schedule.iterations=5 --only 1:1 --seeds 1,2 "
+        f"--storage {table.parent / 'storage'}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sets", "options", "words"),
+    [
+        (["data.root=/nowhere"], {}, ["/nowhere", "annotations/instances_train.json", "download coco2017", "laptop"]),
+        (["data.train=trian"], {}, ["trian", "annotations"]),
+        (["schedule.batch_size=3"], {}, ["global batch of 4"]),
+        (["model.assigner.anchor_weight=0", "model.assigner.predicted_weight=0"], {}, ["both 0"]),
+        (["model.num_classes=3"], {}, ["model.num_classes is 3", "2 categories"]),
+        (["model.weights=/no/such/file"], {}, ["/no/such/file"]),
+        ([], {"profile": "none_such"}, ["none_such", "laptop"]),
+        ([], {"only": ("x",)}, ['no row "x"']),
+        ([], {"seeds": (1, 1)}, ["--seeds"]),
+        ([], {"storage": "s3://bucket/x"}, ["--storage", "s3://", "folder"]),
+    ],
+)
+def test_what_is_wrong_is_refused_and_nothing_is_created(
+    table: Path, sets: list[str], options: dict[str, object], words: list[str]
+) -> None:
+    before = sorted(table.parent.rglob("*"))
+    with pytest.raises(InputError) as caught:
+        plan_of(table, *sets, **options)
+    for word in words:
+        assert word in str(caught.value)
+    assert sorted(table.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("text", ["not JSON", "[]", '{"images": []}'])
+def test_annotations_that_are_not_coco_are_refused_and_nothing_is_created(table: Path, text: str) -> None:
+    (table.parent / "data" / "annotations" / "val.json").write_text(text)
+    with pytest.raises(InputError, match=r"val\.json"):
+        plan_of(table)
+    assert not (table.parent / "storage").exists()
+
+
+def test_splits_with_other_categories_are_refused(table: Path) -> None:
+    write_data(table.parent / "data", classes=("cat", "bird"), splits=("val",))
+    with pytest.raises(InputError, match=r"train\.json and .*val\.json list different categories .*dog.*bird"):
+        plan_of(table)
+
+
+def test_unwritable_storage_can_not_be_reached(table: Path) -> None:
+    (table.parent / "file").write_text("")
+    with pytest.raises(UnreachableError, match=r"storage .*/file/x can't be written"):
+        plan_of(table, storage=str(table.parent / "file" / "x"))
+
+
+def test_what_was_learnt_of_the_data_is_remembered_until_it_changes(table: Path) -> None:
+    one = plan_of(table)
+    remembered = json.loads((Ledger(one.storage).data / "splits.json").read_text())
+    assert {facts["images"] for facts in remembered.values()} == {2}
+    assert plan_of(table).rows[0].identity == one.rows[0].identity
+    (table.parent / "data" / "train" / "1.jpg").write_bytes(b"longer than before" * 99)
+    assert plan_of(table).rows[0].identity != one.rows[0].identity
+
+
+def test_the_validation_split_does_not_change_the_identity(table: Path) -> None:
+    one = plan_of(table).rows[0]
+    image = table.parent / "data" / "val" / "1.jpg"
+    image.write_bytes(image.read_bytes() + b"more")
+    two = plan_of(table).rows[0]
+    assert (one.identity, one.evaluation) != (two.identity, two.evaluation)
+    assert one.identity == two.identity
