@@ -34,6 +34,7 @@ class Line:
     left: float | None
     """Seconds, estimated from this attempt's pace."""
     error: str | None
+    identity: str
 
     def cells(self) -> tuple[str, ...]:
         """What the table shows, under ``HEADER``."""
@@ -74,6 +75,7 @@ def _line(row: PlannedRow, record: Record) -> Line:
         ap=metrics.get("AP"),
         left=None if left is None else max(0.0, left),
         error=record.error,
+        identity=row.identity,
     )
 
 
@@ -153,7 +155,8 @@ class LiveTable:
                 f"{line.row} {line.step}/{line.iterations}"
                 + (f" loss {line.loss:.3f}" if line.loss is not None else "")
                 + (f", about {duration(line.left)} left" if line.left is not None else "")
-                for line in lines
+                # Rows that share a training are at the same step: the first speaks for all.
+                for line in reversed({line.identity: line for line in reversed(lines)}.values())
                 if line.state == "running"
             ]
             self._write("; ".join([self._summary(lines), *running]))

@@ -21,6 +21,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -35,10 +36,13 @@ class Need:
     workers: int
     cpus: int
     gpus: float
+    one_node: bool = False
+    """Whether all workers must lie on one node."""
 
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return f"{self.workers} worker{'s' * (self.workers > 1)} of {self.cpus} CPU{gpus} each"
+        where = " on one node" if self.one_node and self.workers > 1 else ""
+        return f"{self.workers} worker{'s' * (self.workers > 1)} of {self.cpus} CPU{gpus} each{where}"
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,15 @@ class Nodes:
         gpus = resources.gpus_per_worker
         if gpus is None:
             gpus = 1.0 if any(count >= 1 for count in self.gpus) else 0.0
-        return Need(resources.workers, resources.cpus_per_worker, gpus)
+        return Need(resources.workers, resources.cpus_per_worker, gpus, resources.placement == "one_node")
 
     def room(self, need: Need) -> int:
         """Trainings of this kind that fit at the same time."""
-        workers = 0
+        fits = []
         for cpus, gpus in zip(self.cpus, self.gpus, strict=True):
-            fit = int(cpus // need.cpus)
-            workers += min(fit, int((gpus + 1e-9) // need.gpus)) if need.gpus else fit
-        return workers // need.workers
+            by_cpus = int(cpus // need.cpus)
+            fits.append(min(by_cpus, int((gpus + 1e-9) // need.gpus)) if need.gpus else by_cpus)
+        return sum(fit // need.workers for fit in fits) if need.one_node else sum(fits) // need.workers
 
     def __str__(self) -> str:
         gpus = f" and {sum(self.gpus):g} GPU" if sum(self.gpus) else " and no GPU"

@@ -215,7 +215,10 @@ class _Pass:
                 tune.with_resources(functools.partial(run_trial, assignments=assignments), TRIAL_RESOURCES),
                 param_space={"identity": tune.grid_search(self._claimed)},
                 tune_config=tune.TuneConfig(
-                    max_concurrent_trials=at_once, trial_dirname_creator=lambda trial: trial.trial_id
+                    max_concurrent_trials=at_once,
+                    # The next trial runs in the same process, which has its seconds of imports behind it.
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
                 run_config=tune.RunConfig(
                     name="state",

@@ -16,10 +16,14 @@ from orchestrator.worker import Assignment, sentence, work
 
 RETRIES = 1
 """Times that workers are started again after they failed or their node was lost."""
+WAITS = 60
+"""Minutes that a training waits for room which others of the cluster hold: Ray Train counts each as a failed start."""
 
 # A trial's function only waits. It takes no CPU, which its own workers may need, but a little of a resource that only
 # the head node has, so that it and the controller beside it stay on the node least likely to go away.
 TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
+
+PLACEMENT = {"pack": "PACK", "spread": "SPREAD", "one_node": "STRICT_PACK"}
 
 
 def run_trial(params: dict[str, Any], *, assignments: dict[str, Assignment]) -> None:
@@ -44,12 +48,13 @@ def run_trial(params: dict[str, Any], *, assignments: dict[str, Assignment]) -> 
         scaling_config=api.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=gpus > 0,
+            placement_strategy=PLACEMENT[resources.placement],
             resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
         ),
         run_config=api.RunConfig(
             name=assignment.identity,
             storage_path=str(ledger.training(assignment.identity).parent),
-            failure_config=api.FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),
+            failure_config=api.FailureConfig(max_failures=RETRIES, controller_failure_limit=WAITS),
             checkpoint_config=api.CheckpointConfig(num_to_keep=2),
             callbacks=[TuneReportCallback()],
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(resources.cpus_per_worker)}},
