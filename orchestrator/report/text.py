@@ -41,7 +41,10 @@ def markdown(plan: Plan, table: Table) -> str:
     """The table for a document: ours, the paper's and the difference in one cell."""
     head = ["row", *table.columns, *table.metrics, "state"]
     lines = [f"# {_escaped(plan.title)}", "", f"Sweep `{plan.key}`. Ours / paper / difference, in percent.", ""]
-    lines += [_line(head), _line(["---"] * (1 + len(table.columns)) + ["---:"] * len(table.metrics) + ["---"])]
+    lines += [
+        _line([_escaped(name) for name in head]),
+        _line(["---"] * (1 + len(table.columns)) + ["---:"] * len(table.metrics) + ["---"]),
+    ]
     for row in table.rows:
         cells = []
         for metric in table.metrics:
@@ -51,7 +54,7 @@ def markdown(plan: Plan, table: Table) -> str:
         state = row.state + (f" ({row.detail})" if row.detail else "")
         shown = [row.show.get(column, "") for column in table.columns]
         lines.append(_line([_escaped(text) for text in (row.name, *shown)] + cells + [_escaped(state)]))
-    lines += ["", *(f"- {_escaped(note)}" for note in notes(plan, table)), "", f"Made by `{plan.command}`."]
+    lines += ["", *(f"- {_escaped(note)}" for note in notes(plan, table)), "", "Made by", "", f"    {plan.command}"]
     return "\n".join(lines) + "\n"
 
 

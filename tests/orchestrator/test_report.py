@@ -1,0 +1,241 @@
+"""The table and its forms, with figures that can be checked by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from orchestrator.plan import Plan, SweepRequest, make_plan
+from orchestrator.report import terminal_table, write_report
+from orchestrator.report.figures import curves, svg
+from orchestrator.report.page import page
+from orchestrator.report.table import make_table, notes
+from orchestrator.report.text import comma_separated, markdown
+from orchestrator.results import best, mean, result_rows
+from tests.orchestrator.tables import BASE, TABLE, MemoryLedger, write_data, write_table
+
+
+def plan_of(folder: Path, table: str = TABLE, **options: object) -> Plan:
+    write_data(folder / "data")
+    path = write_table(folder, table, base=BASE + f"data.root: {folder / 'data'}\n")
+    return make_plan(SweepRequest(str(path), storage=str(folder / "storage"), **options))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return plan_of(tmp_path)
+
+
+def test_mean_and_deviation_of_the_defined_values() -> None:
+    found = mean([1.0, 2.0, None, 6.0])
+    assert found is not None
+    # Mean of 1, 2, 6 is 3; squared distances 4, 1, 9; 14 / 2 = 7.
+    assert (found.value, found.n) == (3.0, 3)
+    assert found.deviation == pytest.approx(math.sqrt(7))
+    single = mean([5.0])
+    assert single is not None
+    assert single.deviation is None
+    assert mean([None]) is None
+
+
+def test_ours_stands_beside_the_papers(plan: Plan) -> None:
+    ledger = MemoryLedger()
+    ledger.state(plan, "1:1", "finished", AP=40.0, AP50=57.0, APs=None)
+    table = make_table(plan, ledger)
+    cell = table.rows[0].cells["AP"]
+    assert cell.difference == pytest.approx(0.25)
+    assert table.rows[0].cells["AP50"].difference == pytest.approx(-0.43)
+    assert table.rows[0].cells["APs"].ours is None
+    assert table.rows[0].cells["AP75"].paper is None
+    assert (table.rows[0].state, table.rows[1].state) == ("finished", "pending")
+    assert table.columns == ("PIoUs", "AIoUs")
+
+
+def test_the_terminal_table(plan: Plan) -> None:
+    ledger = MemoryLedger()
+    ledger.state(plan, "1:1", "finished", AP=40.0, AP50=57.0)
+    ledger.state(plan, "D_up:1", "failed", error="the loss is not finite at step 7")
+    lines = terminal_table(plan, ledger).splitlines()
+    assert lines[0] == "A tiny table"
+    assert lines[2].split() == ["row", "AP", "AP50", "AP75", "APs", "APm", "APl", "state"]
+    assert lines[4].split() == ["1:1", "40.00", "57.00", "–", "–", "–", "–", "finished"]
+    assert lines[5].split() == ["paper", "39.75", "57.43", "–", "–", "–", "–"]
+    assert lines[6].split() == ["difference", "+0.25", "-0.43", "–", "–", "–", "–"]
+    assert lines[7].split()[:7] == ["D_up:1", "–", "–", "–", "–", "–", "–"]
+    assert "failed (the loss is not finite at step 7)" in lines[7]
+
+
+def test_several_seeds_are_given_with_deviation_and_number(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, seeds=(0, 1, 2))
+    ledger = MemoryLedger()
+    for seed, value in enumerate((1.0, 2.0, 6.0)):
+        ledger.state(plan, "1:1", "finished", seed=seed, AP=value)
+    ledger.state(plan, "D_up:1", "finished", seed=0, AP=4.0)
+    ledger.state(plan, "D_up:1", "running", seed=1)
+    table = make_table(plan, ledger)
+    text = terminal_table(plan, ledger)
+    assert "3.00 ± 2.65 (3)" in text
+    assert table.rows[1].state == "running"
+    assert table.rows[1].detail == "1 of 3 seeds"
+    assert any("mean ± standard deviation" in note for note in notes(plan, table))
+    assert not any("One seed" in note for note in notes(plan, table))
+
+
+def test_with_one_seed_it_says_what_a_difference_carries(plan: Plan) -> None:
+    table = make_table(plan, MemoryLedger())
+    assert any("±0.5 to ±0.7 AP" in note and "No verdict" in note for note in notes(plan, table))
+    assert any("no figures of the paper for: D_up:1" in note for note in notes(plan, table))
+
+
+def test_what_is_not_the_papers_recipe_is_said(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, set=("schedule.iterations=7",))
+    table = make_table(plan, MemoryLedger())
+    assert any("Not the paper's recipe" in note and "schedule.iterations" in note for note in notes(plan, table))
+
+
+def test_quoted_rows_are_shown_and_not_counted(tmp_path: Path) -> None:
+    quoted = "quoted: [{show: {PIoUs: other work}, paper: {AP: 41}}]\n"
+    plan = plan_of(tmp_path, TABLE + quoted)
+    table = make_table(plan, MemoryLedger())
+    assert (table.rows[-1].state, table.rows[-1].cells["AP"].paper) == ("quoted", 41)
+    assert "2 of 2 rows are not finished." in notes(plan, table)
+    assert "other work" in terminal_table(plan, MemoryLedger())
+
+
+def test_markdown_and_csv(plan: Plan) -> None:
+    ledger = MemoryLedger()
+    ledger.state(plan, "1:1", "finished", AP=40.0)
+    ledger.reused["1:1", 0] = "table1/ATSS"
+    table = make_table(plan, ledger)
+    text = markdown(plan, table)
+    assert "| 1:1 | 1 | 1 | 40.00 / 39.75 / +0.25 | – / 57.43 / – | – |" in text
+    assert "finished (reused from table1/ATSS)" in text
+    rows = list(csv.DictReader(io.StringIO(comma_separated(table))))
+    assert (rows[0]["row"], rows[0]["AP"], rows[0]["AP_paper"], rows[0]["AP50"]) == ("1:1", "40.0", "39.75", "")
+    assert (rows[1]["PIoUs"], rows[1]["AP"], rows[1]["state"]) == ("D_up", "", "pending")
+
+
+def test_json_entries(plan: Plan) -> None:
+    ledger = MemoryLedger()
+    identity = ledger.state(plan, "1:1", "finished", AP=40.0, APs=None, APm=math.nan)
+    ledger.runs["1:1", 0] = "abc"
+    first, second = result_rows(plan, ledger)
+    assert first == {
+        "row": "1:1", "seed": 0, "identity": identity, "state": "finished", "run_id": "abc", "reused_from": None,
+        "step": 100, "metrics": {"AP": 40.0, "APs": None, "APm": None}, "error": None,
+    }  # fmt: skip
+    assert (second["state"], second["metrics"], second["run_id"]) == ("pending", {}, None)
+
+
+def test_the_best_is_the_first_with_the_highest_defined_ap(plan: Plan) -> None:
+    ledger = MemoryLedger()
+    assert best(plan, result_rows(plan, ledger)) is None
+    ledger.state(plan, "1:1", "finished", AP=None)
+    ledger.state(plan, "D_up:1", "finished", AP=3.0)
+    winner = best(plan, result_rows(plan, ledger))
+    assert winner is not None
+    assert winner[0].row == "D_up:1"
+    ledger.state(plan, "1:1", "finished", AP=3.0)
+    winner = best(plan, result_rows(plan, ledger))
+    assert winner is not None
+    assert winner[0].row == "1:1"
+
+
+class _Strict(HTMLParser):
+    """Every tag is closed, and nothing is fetched from anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe", "img")
+        for name, value in attrs:
+            assert name not in ("src", "href", "onload", "onerror", "onclick"), (tag, name, value)
+        self.tags.append(tag)
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_offline_and_escaped(plan: Plan) -> None:
+    attack = '<script>alert("x")</script>&"'
+    evil = replace(
+        plan,
+        title=attack,
+        command=attack,
+        rows=tuple(replace(row, row=attack, show={attack: attack}) if row.row == "1:1" else row for row in plan.rows),
+        figures=(plan.figures[0].model_copy(update={"name": attack, "rows": [attack, "D_up:1"]}),),
+    )
+    ledger = MemoryLedger()
+    identity = ledger.state(evil, attack, "failed", error=attack)
+    ledger.journals[identity] = {"loss_reg": [(20, 1.0), (40, 0.5)]}
+    ledger.runs[attack, 0] = attack
+    text = page(evil, make_table(evil, ledger), ledger)
+    reader = _Strict()
+    reader.feed(text)
+    assert reader.open == []
+    assert "svg" in reader.tags
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 6
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+    document = markdown(evil, make_table(evil, ledger))
+    assert "<script" not in document.split("Made by\n\n    ")[0]
+    assert "\x1b" not in terminal_table(replace(plan, rows=(replace(plan.rows[0], row="a\x1b[31m"),)), ledger)
+
+
+def test_figures_average_the_seeds_of_a_row(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, seeds=(0, 1))
+    ledger = MemoryLedger()
+    for seed, values in enumerate(([(20, 1.0), (40, 0.5)], [(20, 3.0), (40, None)])):
+        ledger.journals[ledger.state(plan, "1:1", "running", seed=seed)] = {"loss_reg": list(values)}
+    found = curves(plan, ledger, "loss_reg", ["1:1", "D_up:1"])
+    assert [(curve.name, curve.steps, curve.values) for curve in found] == [("1:1", (20, 40), (2.0, 0.5))]
+
+
+def test_a_curve_is_drawn_to_scale() -> None:
+    from orchestrator.report.figures import Curve
+
+    text = svg("loss", [Curve("a", (0.0, 50.0, 100.0), (1.0, 2.0, 3.0))])
+    points = re.search(r'points="([^"]+)"', text)
+    assert points is not None
+    (x0, y0), (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in points[1].split())
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.11)
+    assert y0 > y2
+    assert (x0, x2, y0, y2) == (64, 704, 316, 16)
+    assert "logarithmic" not in text
+    assert "logarithmic" in svg("loss", [Curve("a", (0.0, 1.0), (0.01, 100.0))])
+    assert "circle" in svg("AP", [Curve("a", (100.0,), (40.0,))])
+    assert svg("AP", [Curve("a", (1.0, 2.0), (0.0, 0.0))]).count("polyline") == 1
+
+
+def test_long_journals_are_thinned_to_what_can_be_seen(plan: Plan) -> None:
+    ledger = MemoryLedger()
+    identity = ledger.state(plan, "1:1", "running")
+    ledger.journals[identity] = {"loss_reg": [(step, float(step)) for step in range(90_000)]}
+    (curve,) = curves(plan, ledger, "loss_reg", ["1:1"])
+    assert len(curve.steps) == 400
+    assert curve.steps[0] == curve.values[0] == 112.0
+    assert len(page(plan, make_table(plan, ledger), ledger)) < 100_000
+
+
+def test_the_report_is_written_whole(plan: Plan) -> None:
+    paths = write_report(plan, MemoryLedger())
+    assert sorted(paths) == ["report.html", "report.md", "table.csv"]
+    assert sorted(path.name for path in plan.folder.iterdir()) == sorted(paths)
+    for path in paths.values():
+        assert path.stat().st_size > 100
