@@ -27,8 +27,8 @@ class Section(BaseModel):
 class NeckConfig(Section):
     """Feature pyramid P3–P7."""
 
-    channels: PositiveInt = 256
-    """Channels of every level."""
+    channels: Annotated[int, Field(ge=64, multiple_of=32)] = 256
+    """Channels of every level; the head's GroupNorm takes them in 32 groups of at least two."""
     relu_before_p7: bool = True
     """ReLU between P6 and P7 (the authors and VFNet: yes; mmdetection's ATSS and GFL, GFLV2: no)."""
 
@@ -199,7 +199,7 @@ class ScheduleConfig(Section):
     momentum: Fraction = 0.9
     """Momentum of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    """Decay of the weights; never of normalisation parameters."""
+    """Decay of the weights. AdamW: of kernels alone; SGD: see `double_bias_rate`."""
     double_bias_rate: bool = True
     """SGD: biases at twice the rate and without decay (the authors, VFNet; not GFL and GFLV2)."""
     precision: Literal["float32", "bfloat16"] = "float32"

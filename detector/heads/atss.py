@@ -29,14 +29,12 @@ class ATSSHead(nn.Module):
         self.class_logits = nn.Conv2d(in_channels, num_classes, 3, padding=1)
         self.box_deltas = nn.Conv2d(in_channels, 4, 3, padding=1)
         self.scales = nn.Parameter(torch.ones(len(STRIDES)))
+        self.apply(_initialise)
+        nn.init.constant_(self.class_logits.bias, -math.log((1 - PRIOR) / PRIOR))
         # Last, so that heads which differ only here draw equal weights everywhere else.
         self.quality = nn.Conv2d(in_channels, 1, 3, padding=1) if config.quality_branch != "none" else None
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        nn.init.constant_(self.class_logits.bias, -math.log((1 - PRIOR) / PRIOR))
+        if self.quality is not None:
+            _initialise(self.quality)
 
     def forward(self, pyramid: Sequence[Tensor]) -> HeadOutputs:
         """P3 to P7, (N, channels, H_l, W_l) each -> raw outputs."""
@@ -48,6 +46,13 @@ class ATSSHead(nn.Module):
             if self.quality is not None:
                 quality_logits.append(self.quality(box_feature))
         return HeadOutputs(class_logits, box_regression, quality_logits if self.quality is not None else None)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, std=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _tower(config: HeadConfig, channels: int) -> nn.Sequential:

@@ -25,12 +25,12 @@ def generated(tmp_path_factory) -> tuple[Store, Store]:
 
 
 def small_config(**changes) -> TrainingConfig:
-    """A training of seconds: ResNet-18, 32 channels, images of 96 px, combined IoUs. ``changes`` replace sections."""
+    """A training of seconds: ResNet-18, 64 channels, images of 96 px, combined IoUs. ``changes`` replace sections."""
     sections = {
         "model": {
             "backbone": "r18",
             "weights": "none",
-            "neck": {"channels": 32},
+            "neck": {"channels": 64},
             "head": {"convolutions": 1},
             "assigner": {"predicted_weight": 1.0, "anchor_weight": 1.0},
         },

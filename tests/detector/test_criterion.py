@@ -107,7 +107,7 @@ def test_losses_equal_sums_over_single_anchors(kind, branch, weights):
     config = ModelConfig(
         head=HeadConfig(classification_loss=kind, quality_branch=branch),
         assigner=AssignerConfig(predicted_weight=weights[0], anchor_weight=weights[1]),
-        neck=NeckConfig(channels=32),
+        neck=NeckConfig(channels=64),
     )
     outputs = random_outputs(3, quality=branch != "none")
     criterion = Criterion(config)
