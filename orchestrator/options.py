@@ -112,7 +112,7 @@ def answer(command: Callable[[argparse.Namespace], Answer], parser: Parser, argv
 
 
 def _refusal(sweep: str | None, status: str, sentence: str, exit_status: int) -> Answer:
-    document = {"sweep": sweep, "status": status, "rows": [], "report": None, "error": sentence}
+    document: dict[str, Any] = {"sweep": sweep, "status": status, "rows": [], "report": None, "error": sentence}
     return Answer(exit_status, document, error=sentence)
 
 

@@ -60,7 +60,7 @@ def _table(table: Table) -> str:
             f'<td class="text">{escape(value)}</td>'
             for value in (row.name, *(row.show.get(column, "") for column in table.columns))
         )
-        figures = "".join(_cell(row.cells[metric]) for metric in table.metrics)
+        figures = "".join(_cell(row.cells[metric], bool(row.departures)) for metric in table.metrics)
         detail = f"<small>{escape(row.detail)}</small>" if row.detail else ""
         kind = "failed" if row.state == "failed" else "state"
         state = f'<td class="text"><span class="{kind}">{escape(row.state)}</span>{detail}</td>'
@@ -68,11 +68,12 @@ def _table(table: Table) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell, departs: bool) -> str:
     if cell.paper is None:
         return f"<td>{escape(ours(cell))}</td>"
     text = difference(cell)
-    if cell.difference is not None:
+    # A colour would judge; what isn't the paper's recipe isn't judged by it.
+    if cell.difference is not None and not departs:
         text = f'<span class="{"up" if cell.difference >= 0 else "down"}">{escape(text)}</span>'
     beside = f"paper {escape(paper(cell))}" + ("" if cell.difference is None else f", {text}")
     return f"<td>{escape(ours(cell)) if cell.ours else UNDEFINED}<small>{beside}</small></td>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 
@@ -34,7 +35,8 @@ def terminal(plan: Plan, table: Table) -> str:
         for line in [head, *body]
     ]
     rule = "─" * max(_width(line) for line in lines)
-    return "\n".join([plan.title, rule, lines[0], rule, *lines[1:], rule, *notes(plan, table)]) + "\n"
+    below = [textwrap.fill(_clean(note), 110, break_on_hyphens=False) for note in notes(plan, table)]
+    return "\n".join([plan.title, rule, lines[0], rule, *lines[1:], rule, *below]) + "\n"
 
 
 def markdown(plan: Plan, table: Table) -> str:
