@@ -7,7 +7,7 @@ import textwrap
 from typing import Any
 
 from detector.config import TrainingConfig
-from orchestrator.keys import flat
+from detector.keys import flat
 from orchestrator.plan import Plan
 from orchestrator.results import Results
 

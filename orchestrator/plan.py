@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from detector.config import ModelConfig, TrainingConfig
+from detector.document import suggestion
 from detector.errors import InputError
+from detector.keys import Setting, flat, resolve
 from detector.weights import resolve_weights
 from orchestrator.dataset import SplitFacts, check_categories, check_places, remember, split_facts
-from orchestrator.document import suggestion
 from orchestrator.identity import deciding, digest, evaluation_identity, identity
-from orchestrator.keys import Setting, flat, resolve
 from orchestrator.ledger import Ledger
 from orchestrator.spec import Figure, Quoted, RowSpec, SweepSpec, check_seeds, load_profile, load_spec, read_set
 

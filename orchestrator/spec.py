@@ -17,9 +17,9 @@ from pydantic import BeforeValidator, Field, StringConstraints
 
 import orchestrator
 from detector.config import Section
+from detector.document import Document, Loc, read_document, read_scalar, shown, suggestion
 from detector.errors import InputError
-from orchestrator.document import Document, Loc, read_document, read_scalar, shown, suggestion
-from orchestrator.keys import Setting, check_key, checked, read_layer, short
+from detector.keys import Setting, check_key, checked, read_layer, short
 
 Metric = Literal["AP", "AP50", "AP75", "APs", "APm", "APl"]
 METRICS: tuple[Metric, ...] = ("AP", "AP50", "AP75", "APs", "APm", "APl")

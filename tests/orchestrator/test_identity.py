@@ -9,6 +9,7 @@ import pytest
 
 import detector
 from detector.config import TrainingConfig
+from detector.keys import Setting, keys, resolve
 from orchestrator.identity import (
     NOT_DECIDING,
     deciding_sources,
@@ -18,7 +19,6 @@ from orchestrator.identity import (
     source_digest,
     sources_digest,
 )
-from orchestrator.keys import Setting, keys, resolve
 
 DECIDING: dict[str, Any] = {
     "model.backbone": "r18",

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from detector.config import TrainingConfig
+from detector.document import read_document, read_scalar
 from detector.errors import InputError
-from orchestrator.document import read_document, read_scalar
-from orchestrator.keys import Setting, flat, keys, resolve
+from detector.keys import Setting, flat, keys, resolve
 from orchestrator.spec import find_sweep, installed_sweeps, load_profile, load_spec, read_set
 from tests.orchestrator.tables import TABLE, write_table
 

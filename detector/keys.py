@@ -18,8 +18,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from detector.config import TrainingConfig
+from detector.document import Document, Loc, suggestion
 from detector.errors import InputError
-from orchestrator.document import Document, Loc, suggestion
 
 Model = TypeVar("Model", bound=BaseModel)
 
