@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from detector.data.coco import data_digest
 from detector.data.store import Store, ensure_store
 from tests.detector.data.sets import annotation, write_set
 
 SHAPES = ((60, 80), (80, 60), (64, 64), (45, 80))
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Many tiny images: threads would wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def test_damage_elsewhere_is_found_when_the_store_is_opened(odd, tmp_path):
     annotations.write_bytes(whole)
     open_store(folder)
     (folder / "manifest.json").unlink()
-    with pytest.raises(InputError, match="has no manifest.json"):
+    with pytest.raises(InputError, match=r"has no manifest\.json"):
         open_store(folder)
 
 
