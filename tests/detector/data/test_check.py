@@ -30,7 +30,9 @@ def line(text: str, *parts: str) -> str:
 
 
 def test_a_sound_set_is_accepted_with_its_counts(tmp_path):
-    text, refused = report(write_set(tmp_path, annotations=[annotation(n, 1, [n, n, 20, 20], n) for n in (3, 7, 90)]))
+    text, refused = report(
+        write_set(tmp_path, annotations=[annotation(n, 1, [n / 3, 5, 20, 20], n) for n in (3, 7, 90)])
+    )
     assert not refused
     assert "train: 1 images, 3 annotations, 3 boxes to train on in 1 images" in text
     assert "boxes by class: bird 1, cat 1, dog 1" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -68,8 +69,8 @@ def test_an_unwritable_place_is_status_4(tmp_path, capsys):
 
 def test_synthesize_prints_the_folder_it_made(tmp_path, capsys):
     assert main(["synthesize", str(tmp_path), "--train-images", "2", "--val-images", "1", "--long-side", "128"]) == 0
-    root = capsys.readouterr().out.strip()
-    assert len(json.loads(open(f"{root}/annotations/train.json").read())["images"]) == 2
+    root = Path(capsys.readouterr().out.strip())
+    assert len(json.loads((root / "annotations" / "train.json").read_text())["images"]) == 2
 
 
 def test_values_outside_their_domain_are_one_line_and_status_2(tmp_path, capsys):

@@ -144,7 +144,7 @@ def test_groups_stay_together(tmp_path):
 def test_group_expressions_are_checked(yolo, tmp_path):
     with pytest.raises(InputError, match="is not a regular expression"):
         import_folder(yolo, tmp_path / "out", group_by="(")
-    with pytest.raises(InputError, match="matches nothing in 'images/all/0.jpg'"):
+    with pytest.raises(InputError, match=r"matches nothing in 'images/all/0\.jpg'"):
         import_folder(yolo, tmp_path / "out", group_by="scene")
     with pytest.raises(InputError, match="the 1 groups of --group-by leave none for"):
         import_folder(yolo, tmp_path / "out", group_by="images")
@@ -200,7 +200,7 @@ def test_voc_that_contradicts_its_images_is_refused(voc, tmp_path):
     path.write_text(VOC.format(name="3.jpg", width=99))
     with pytest.raises(InputError, match=r"3\.xml: size says 99x50, but .* has 100x50"):
         import_folder(voc, tmp_path / "out")
-    path.write_text(VOC.format(name="gone.jpg", width=100).replace("gone", "gone"))
+    path.write_text(VOC.format(name="gone.jpg", width=100))
     (voc / "JPEGImages" / "3.jpg").unlink()
     with pytest.raises(InputError, match=r"3\.xml: its image 'gone\.jpg' is not there"):
         import_folder(voc, tmp_path / "out")
