@@ -91,6 +91,15 @@ def load_pretrained(backbone: ResNetBackbone, config: ModelConfig) -> None:
     backbone.load_state_dict(state)
 
 
+def fetch_weights(config: ModelConfig) -> None:
+    """Makes sure that the initial weights of a resolved ``config`` are on this machine, downloading them if need be.
+
+    Raises InputError, saying how to supply a file, when they can't be had.
+    """
+    if config.weights != "none":
+        _read_weights(config)
+
+
 def _read_weights(config: ModelConfig) -> tuple[str, dict[str, Tensor]]:
     if config.weights == "imagenet":
         name = TORCHVISION_NAMES[config.backbone]

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from detector.config import TrainingConfig
-from detector.document import Document, Loc, suggestion
+from detector.document import Document, Loc, read_scalar, suggestion
 from detector.errors import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -68,6 +68,25 @@ def check_key(key: str, origin: str) -> None:
     """Raises InputError, with the nearest key, where no training has ``key``."""
     if key not in keys() and key not in sections():
         raise InputError(f'{origin}: unknown key "{key}"; {suggestion(key, [*keys(), *sections()])}')
+
+
+def read_settings(values: Sequence[str], refused: Mapping[str, str]) -> list[Setting]:
+    """The settings of several ``--set KEY=VALUE``, in the order given; ``refused`` keys with the reason why.
+
+    Raises InputError for a key that doesn't exist or is refused, and for a value that isn't YAML.
+    """
+    settings = []
+    for text in values:
+        key, equals, value = text.partition("=")
+        origin = f"--set {text}"
+        key = key.strip()
+        if not equals:
+            raise InputError(f"{origin}: expected KEY=VALUE, such as schedule.iterations=100")
+        check_key(key, origin)
+        if key in refused:
+            raise InputError(f"{origin}: {key} can't be set here; {refused[key]}")
+        settings.append(Setting(key, read_scalar(value, origin), origin))
+    return settings
 
 
 def lay(layers: Sequence[Sequence[Setting]]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from pydantic import BeforeValidator, Field, StringConstraints
 
 import orchestrator
 from detector.config import Section
-from detector.document import Document, Loc, read_document, read_scalar, shown, suggestion
+from detector.document import Document, Loc, read_document, shown, suggestion
 from detector.errors import InputError
-from detector.keys import Setting, check_key, checked, read_layer, short
+from detector.keys import Setting, check_key, checked, read_layer, read_settings, short
 
 Metric = Literal["AP", "AP50", "AP75", "APs", "APm", "APl"]
 METRICS: tuple[Metric, ...] = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -201,18 +201,7 @@ def read_set(values: Sequence[str]) -> list[Setting]:
 
     Raises InputError for a key that doesn't exist or a value that isn't YAML.
     """
-    settings = []
-    for text in values:
-        key, equals, value = text.partition("=")
-        origin = f"--set {text}"
-        key = key.strip()
-        if not equals:
-            raise InputError(f"{origin}: expected KEY=VALUE, such as schedule.iterations=100")
-        check_key(key, origin)
-        if key in _FORBIDDEN_IN_SET:
-            raise InputError(f"{origin}: {key} can't be set here; {_FORBIDDEN_IN_SET[key]}")
-        settings.append(Setting(key, read_scalar(value, origin), origin))
-    return settings
+    return read_settings(values, _FORBIDDEN_IN_SET)
 
 
 def check_seeds(seeds: Sequence[int], origin: str) -> tuple[int, ...]:

@@ -55,6 +55,7 @@ def _sweep(arguments: argparse.Namespace) -> Answer:
     if arguments.dry_run:
         document = _document(plan, ledger, "dry_run", None, None)
         return Answer(0, {**document, "trainings": len(plan.trainings)}, describe(plan, ledger))
+    fetch_initial_weights(plan)
     from orchestrator.session import run_sweep
 
     outcome = run_sweep(
@@ -74,6 +75,18 @@ def _sweep(arguments: argparse.Namespace) -> Answer:
     document = _document(plan, ledger, outcome.status, report, outcome.error)
     text = f"\n{terminal_table(plan, ledger)}\n{closing_lines(plan, ledger, report)}"
     return Answer(outcome.exit_status, document, text, outcome.error)
+
+
+def fetch_initial_weights(plan: Plan) -> None:
+    """Raises InputError, before anything is started, where pretrained weights that a row asks for can't be had."""
+    models = {
+        (c.model.backbone, c.model.weights): c.model for c in plan.trainings.values() if c.model.weights != "none"
+    }
+    if models:
+        from detector.backbones import fetch_weights
+
+        for model in models.values():
+            fetch_weights(model)
 
 
 def _document(plan: Plan, ledger: Ledger, status: str, report: Path | None, error: str | None) -> dict[str, Any]:

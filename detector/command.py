@@ -1,0 +1,42 @@
+"""What the detector's commands share: parsing, and errors as one sentence with an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from detector.errors import InputError, UnreachableError
+
+
+class Parser(argparse.ArgumentParser):
+    """Command-line parser whose errors are sentences like all others."""
+
+    def __init__(self, module: str, description: str) -> None:
+        super().__init__(
+            prog=f"python -m detector.{module}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError instead of printing the usage."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def run(command: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence[str] | None) -> int:
+    """Runs ``command`` on the parsed ``argv``. 0 when it succeeds, 2 for wrong input, 4 for what can't be reached."""
+    try:
+        command(parser.parse_args(argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except UnreachableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 4
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues what it had saved", file=sys.stderr)
+        return 130
+    return 0
