@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.config import ResourcesConfig
-from detector.errors import UnreachableError
+from detector.errors import InputError, UnreachableError
 
 # Read by Ray and MLflow when they are imported or started: the user sees our own table, and a report need not wait two
 # seconds.
@@ -23,10 +24,14 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # A thread that is late in noticing the end must not start another Ray.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+
+CONNECT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,13 @@ def check_room(nodes: Nodes, needs: Iterable[Need]) -> None:
 def connected(address: str | None) -> Iterator[Nodes]:
     """Joins ``address``, ``$RAY_ADDRESS`` or the job's cluster; without any, starts a local one and ends it after.
 
-    Raises ``UnreachableError`` if it can't be joined or started.
+    Raises ``UnreachableError`` if it can't be joined or started, ``InputError`` for an address that can't be used.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS") or None
+    if address is not None:
+        _check_address(address)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         # What this process starts inherits its environment, and so finds our packages from any working directory.
@@ -122,6 +129,25 @@ def connected(address: str | None) -> Iterator[Nodes]:
         )
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Ray itself would try for minutes."""
+    if address.startswith("ray://"):
+        raise InputError(
+            f"the address {_without_secrets(address)} is Ray's client protocol, over which Tune can't be used; submit "
+            "the sweep with `ray job submit`, or give HOST:PORT from a machine of the cluster"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like, which Ray knows
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise UnreachableError(
+            f"the Ray cluster at {address} can't be joined ({error.strerror or error}); check --address and that it "
+            "runs"
+        ) from None
 
 
 def _with_our_packages(path: str) -> str:

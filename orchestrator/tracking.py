@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detector.errors import UnreachableError
+from detector.keys import flat
 from orchestrator import journal
 from orchestrator.files import locked
-from orchestrator.keys import flat
 from orchestrator.ledger import Ledger, Record
 
 if TYPE_CHECKING:
@@ -53,8 +53,10 @@ class _RowRun:
     attempts: int = 0
     logged: dict[str, set[int]] = field(default_factory=dict)
     """Steps that MLflow has, by metric."""
+    marked: bool = False
+    """MLflow has the mark that everything of the present training is there."""
     complete: bool = False
-    """Everything of the present training is there."""
+    """There is nothing more to do."""
 
 
 class Tracker:
@@ -322,12 +324,8 @@ class Tracker:
         self.ledger.remember_run(self.plan.key, found.info.run_id, row.row, row.seed)
         known = found.data.params
         self._log_params(run.run_id, {key: value for key, value in _params(row).items() if key not in known})
-        run.complete = (
-            not self._thorough
-            and record.state == "finished"
-            and run.status == "FINISHED"
-            and found.data.tags.get("complete") == record.training
-        )
+        run.marked = found.data.tags.get("complete") == record.training
+        run.complete = run.marked and record.state == "finished" and run.status == "FINISHED" and not self._thorough
 
     def _log_params(self, run_id: str, params: dict[str, str]) -> None:
         from mlflow.entities import Param
@@ -378,11 +376,14 @@ class Tracker:
             run.logged = self._steps(run.run_id)
         at = record.finished or time.time()
         self._log_points(run, [(key, value, record.iterations, at) for key, value in record.metrics.items()])
+        # Without the mark an upload may have been cut short.
+        there = {file.path for file in self.client.list_artifacts(run.run_id)} if run.marked else set()
         for name in ("config.json", "detections.json", "per_class.json"):
-            if (record.folder / name).exists():
+            if (record.folder / name).exists() and name not in there:
                 self.client.log_artifact(run.run_id, str(record.folder / name))
         assert record.model is not None
-        self.client.log_artifacts(run.run_id, str(record.model), artifact_path="model")
+        if "model" not in there:
+            self.client.log_artifacts(run.run_id, str(record.model), artifact_path="model")
         self._set_tags(run, {"complete": record.training or ""})
         run.complete = True
 
@@ -431,4 +432,10 @@ def _params(row: PlannedRow) -> dict[str, str]:
 
 
 def _reason(error: BaseException) -> str:
+    """What went wrong, in a few words: of a chain of exceptions the operating system's own, if it is in there."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror and link.errno:
+            return link.strerror
+        link = link.__cause__ or link.__context__
     return without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__

@@ -1,0 +1,280 @@
+"""MLflow as a view of the ledger: one run a row and seed for ever, no step twice, true states. On a real sqlite."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+import orchestrator.tracking as tracking
+from detector.config import TrainingConfig
+from detector.errors import UnreachableError
+from orchestrator import journal
+from orchestrator.lease import Lease
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan, PlannedRow
+from orchestrator.tracking import Tracker
+
+STEPS = 6
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """MLflow's schema takes seconds to make: once for all tests."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    tracker = Tracker(make_plan(folder, {}), Ledger(folder))
+    tracker.connect()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def storage(tmp_path, empty_database):
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def make_plan(storage: Path, rows: dict[str, str], key="t", seeds=(0,)) -> Plan:
+    """A plan of ``rows``: name -> identity (with the seed added)."""
+    planned = [
+        PlannedRow(row, seed, f"{identity}-{seed}", TrainingConfig(seed=seed))
+        for row, identity in rows.items()
+        for seed in seeds
+    ]
+    return Plan(
+        key=key,
+        name="t",
+        title="A table",
+        profile=None,
+        rows=tuple(planned),
+        quoted=(),
+        compare=(),
+        figures=(),
+        storage=storage,
+        tracking_uri=f"sqlite:///{storage / 'mlflow.db'}",
+        command="python -m orchestrator.sweep t.yaml",
+    )
+
+
+def begin(ledger, plan, row):
+    ledger.claim(row.identity, sweep=plan.key, row=row.row, seed=row.seed, config={"seed": 0}, iterations=STEPS)
+    ledger.started(row.identity, node="n", from_step=0, hardware={})
+
+
+def train(ledger, row, start, stop):
+    for step in range(start + 1, stop + 1):
+        journal.append(ledger.record(row.identity).journal, step, "train", {"loss": 10.0 - step, "lr": 0.1})
+    if stop == STEPS:
+        journal.append(ledger.record(row.identity).journal, step, "evaluation", {"AP": 30.0, "APs": None})
+
+
+def finish(ledger, row):
+    checkpoint = ledger.storage / "checkpoint" / row.identity
+    (checkpoint / "model").mkdir(parents=True)
+    (checkpoint / "model" / "model.safetensors").write_bytes(b"weights")
+    (checkpoint / "detections.json").write_text("[]")
+    ledger.finished(row.identity, checkpoint, {"AP": 30.0, "APs": None, "loss": 4.0})
+
+
+def opened(plan, ledger, **options):
+    tracker = Tracker(plan, ledger, **options)
+    tracker.connect()
+    tracker.open()
+    return tracker
+
+
+def runs(plan):
+    client = MlflowClient(tracking_uri=plan.tracking_uri)
+    experiment = client.get_experiment_by_name(plan.name)
+    found = client.search_runs([experiment.experiment_id])
+    parents = [run for run in found if run.data.tags["kind"] == "sweep"]
+    children = {
+        (run.data.tags["row"], int(run.data.tags["seed"])): run for run in found if run.data.tags["kind"] == "row"
+    }
+    assert len(parents) + len(children) == len(found)
+    return client, parents, children
+
+
+def history(client, run, key):
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key)]
+
+
+def test_one_run_a_row_and_seed_over_two_passes_with_a_crash_between(storage):
+    plan = make_plan(storage, {"1:1": "a", "D_up:1": "b"}, seeds=(0, 1))
+    ledger = Ledger(storage)
+    with Lease(plan.folder):
+        first = opened(plan, ledger)
+        for row in plan.rows[:2]:
+            begin(ledger, plan, row)
+            train(ledger, row, 0, 4)
+        first.push()
+        _, parents, children = runs(plan)
+        assert {run.info.status for run in [*parents, *children.values()]} == {"RUNNING"}
+        assert set(children) == {("1:1", 0), ("1:1", 1)}
+    # The driver is gone without a word; the checkpoint was at step 2, and the journal is cut back to it.
+    with Lease(plan.folder):
+        second = opened(plan, ledger)
+        for row in plan.rows:
+            begin(ledger, plan, row)
+            journal.cut(ledger.record(row.identity).journal, 2)
+            train(ledger, row, min(2, ledger.record(row.identity).step), STEPS)
+            second.push()
+            finish(ledger, row)
+        assert second.finish("FINISHED") is None
+        assert second.finish("FINISHED") is None
+    client, parents, children = runs(plan)
+    assert len(parents) == 1
+    assert set(children) == {(row.row, row.seed) for row in plan.rows}
+    for row in plan.rows:
+        run = children[row.row, row.seed]
+        assert run.info.status == "FINISHED"
+        assert ledger.run_id(plan.key, row.row, row.seed) == run.info.run_id
+        assert history(client, run, "loss") == [(step, 10.0 - step) for step in range(1, STEPS + 1)]
+        assert history(client, run, "AP") == [(STEPS, 30.0)]
+        assert "APs" not in run.data.metrics
+        assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        assert (run.data.tags["identity"], run.data.tags["sweep"], run.data.tags["table"]) == (row.identity, "t", "t")
+        assert run.data.params["model.assigner.topk"] == "9"
+        assert run.data.params["seed"] == str(row.seed)
+        folder = Path(client.download_artifacts(run.info.run_id, "model"))
+        assert (folder / "model.safetensors").read_bytes() == b"weights"
+        assert {"config.json", "detections.json", "model"} == {f.path for f in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_row_that_reuses_a_training_has_a_light_run_of_its_own(storage):
+    # The reusing row stands first in the table, and is pushed in the same pass.
+    ledger = Ledger(storage)
+    whole = make_plan(storage, {"again": "a", "first": "a"})
+    alone = replace(whole, rows=whole.rows[1:])
+    with Lease(alone.folder):
+        begin(ledger, alone, alone.rows[0])
+        train(ledger, alone.rows[0], 0, STEPS)
+        finish(ledger, alone.rows[0])
+        assert opened(alone, ledger).finish("FINISHED") is None
+        assert opened(whole, ledger).finish("FINISHED") is None
+    client, parents, children = runs(whole)
+    assert len(parents) == 1
+    first, again = children["first", 0], children["again", 0]
+    assert again.data.tags["reused_from"] == "first"
+    assert again.data.tags["source_run"] == first.info.run_id
+    assert "reused_from" not in first.data.tags
+    assert history(client, again, "loss") == [(STEPS, 4.0)]
+    assert len(history(client, first, "loss")) == STEPS
+    assert again.data.params == first.data.params
+    assert again.info.status == "FINISHED"
+    assert [f.path for f in client.list_artifacts(again.info.run_id, "model")] == ["model/model.safetensors"]
+
+
+def test_another_sweeps_training_is_named_with_its_sweep(storage):
+    ledger = Ledger(storage)
+    one, two = make_plan(storage, {"x": "a"}, key="one"), make_plan(storage, {"y": "a"}, key="two")
+    begin(ledger, one, one.rows[0])
+    train(ledger, one.rows[0], 0, STEPS)
+    finish(ledger, one.rows[0])
+    opened(one, ledger).finish("FINISHED")
+    opened(two, ledger).finish("FINISHED")
+    _, parents, children = runs(two)
+    assert len(parents) == 2
+    assert children["y", 0].data.tags["reused_from"] == "one/x"
+    assert children["y", 0].data.tags["source_run"] == children["x", 0].info.run_id
+
+
+def test_states_are_true(storage):
+    plan = make_plan(storage, {"good": "a", "bad": "b", "stopped": "c", "never": "d"})
+    ledger = Ledger(storage)
+    good, bad, stopped, _ = plan.rows
+    with Lease(plan.folder):
+        tracker = opened(plan, ledger)
+        for row in (good, bad, stopped):
+            begin(ledger, plan, row)
+            train(ledger, row, 0, 2)
+        tracker.push()
+        finish(ledger, good)
+        ledger.failed(bad.identity, "no more memory")
+        ledger.interrupted(stopped.identity)
+        tracker.finish("KILLED")
+    _, parents, children = runs(plan)
+    assert parents[0].info.status == "KILLED"
+    states = {row: run.info.status for (row, _), run in children.items()}
+    assert states == {"good": "FINISHED", "bad": "FAILED", "stopped": "KILLED"}
+
+
+def test_trained_anew_gets_a_new_run_and_the_old_one_goes(storage):
+    plan = make_plan(storage, {"x": "a"})
+    ledger = Ledger(storage)
+    row = plan.rows[0]
+    for _ in range(2):
+        begin(ledger, plan, row)
+        train(ledger, row, 0, STEPS)
+        finish(ledger, row)
+        opened(plan, ledger).finish("FINISHED")
+        first = ledger.run_id(plan.key, "x", 0)
+        ledger.set_aside(row.identity)
+        shutil.rmtree(storage / "checkpoint")
+    client, _, children = runs(plan)
+    assert children["x", 0].info.run_id == first
+    assert len(history(client, children["x", 0], "loss")) == STEPS
+
+
+def test_a_new_store_is_filled_from_the_ledger(storage, empty_database):
+    plan = make_plan(storage, {"x": "a", "y": "a"})
+    ledger = Ledger(storage)
+    begin(ledger, plan, plan.rows[0])
+    train(ledger, plan.rows[0], 0, STEPS)
+    finish(ledger, plan.rows[0])
+    opened(plan, ledger).finish("FINISHED")
+    shutil.copy(empty_database, storage / "other.db")
+    moved = replace(plan, tracking_uri=f"sqlite:///{storage / 'other.db'}")
+    opened(moved, ledger, thorough=True).finish("FINISHED")
+    client, parents, children = runs(moved)
+    assert len(parents) == 1
+    assert len(history(client, children["x", 0], "loss")) == STEPS
+    assert children["y", 0].data.tags["source_run"] == children["x", 0].info.run_id
+
+
+def test_a_server_that_fails_between_two_writes_gets_the_rest_and_nothing_twice(storage, monkeypatch):
+    plan = make_plan(storage, {"x": "a"})
+    ledger = Ledger(storage)
+    row = plan.rows[0]
+    begin(ledger, plan, row)
+    train(ledger, row, 0, STEPS)
+    monkeypatch.setattr(tracking, "BATCH", 5)
+    tracker = opened(plan, ledger)
+    log_batch, calls = tracker.client.log_batch, []
+
+    def failing(run_id, **batch):
+        if "metrics" in batch:
+            calls.append(len(batch["metrics"]))
+            if len(calls) == 2:
+                raise ConnectionError(503, "away")
+        log_batch(run_id, **batch)
+
+    monkeypatch.setattr(tracker.client, "log_batch", failing)
+    with pytest.raises(ConnectionError):
+        tracker.push()
+    finish(ledger, row)
+    assert tracker.finish("FINISHED") is None
+    client, _, children = runs(plan)
+    assert history(client, children["x", 0], "loss") == [(step, 10.0 - step) for step in range(1, STEPS + 1)]
+    assert history(client, children["x", 0], "lr") == [(step, 0.1) for step in range(1, STEPS + 1)]
+
+
+def test_away_at_the_end_is_a_sentence_with_the_remedy(storage, monkeypatch):
+    plan = make_plan(storage, {"x": "a"})
+    tracker = opened(plan, Ledger(storage))
+
+    def away(*_, **__):
+        raise ConnectionError(111, "Connection refused")
+
+    monkeypatch.setattr(tracker.client, "update_run", away)
+    sentence = tracker.finish("FINISHED", patience=0.0)
+    assert "Connection refused" in sentence
+    assert "`python -m orchestrator.sync t.yaml`" in sentence
+
+
+def test_a_server_that_is_not_there_is_named_without_its_password(storage, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    plan = replace(make_plan(storage, {}), tracking_uri="http://me:secret@127.0.0.1:9")
+    with pytest.raises(UnreachableError, match=r"http://127.0.0.1:9 can't be used \(Connection refused\)") as caught:
+        Tracker(plan, Ledger(storage)).connect()
+    assert "secret" not in str(caught.value)
