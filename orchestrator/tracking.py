@@ -224,6 +224,12 @@ class Tracker:
             if not token:
                 return
 
+    def _search_everywhere(self, training: str, tags: dict[str, str]) -> Run | None:
+        """The run with ``tags`` in any experiment: the ids in the ledger may be those of another store."""
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        found = self.client.search_runs(experiments, filter_string=f"tags.training = '{training}'")
+        return next((run for run in found if _has(run, tags)), None)
+
     def _verified(self, run_id: str | None, tags: dict[str, str]) -> Run | None:
         """The run of that id, if this store has it and it is the one that ``tags`` describe."""
         from mlflow.exceptions import MlflowException
@@ -283,7 +289,10 @@ class Tracker:
         assert record.first_row is not None
         if row.identity not in self._foreign:
             run_id = self.ledger.run_id(record.first_sweep, record.first_row, row.seed)
-            found = self._verified(run_id, {"identity": row.identity, "training": record.training or ""})
+            tags = {"identity": row.identity, "training": record.training or ""}
+            found = self._verified(run_id, tags) or self._search_everywhere(
+                record.training or "", tags | {"sweep": record.first_sweep, "row": record.first_row}
+            )
             self._foreign[row.identity] = _RowRun(row, found.info.run_id if found else None)
         source = self._foreign[row.identity]
         if source.run_id is None:

@@ -7,15 +7,15 @@ identity is trained again. Tune only decides when each trial starts.
 from __future__ import annotations
 
 import logging
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger import Ledger
-from orchestrator.worker import Assignment, sentence, work
+from orchestrator.worker import Assignment, is_ours, sentence, work
 
 RETRIES = 1
-"""Times that workers are started again after they failed or their node was lost."""
+"""Times that a training is started again after its workers failed or their node was lost."""
 WAITS = 60
 """Minutes that a training waits for room which others of the cluster hold: Ray Train counts each as a failed start."""
 
@@ -28,20 +28,41 @@ PLACEMENT = {"pack": "PACK", "spread": "SPREAD", "one_node": "STRICT_PACK"}
 
 def run_trial(params: dict[str, Any], *, assignments: dict[str, Assignment]) -> None:
     """Tune's function: trains ``params["identity"]``. A failure is written down, not raised, so that others go on."""
-    import ray.train
     from ray import tune
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
+
+    assignment = assignments[params["identity"]]
+    ledger = Ledger(assignment.storage)
+    for name in ("ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for retries_left in range(RETRIES, -1, -1):
+        try:
+            result = _trainer(assignment, ledger).fit()
+            if result.checkpoint is None or result.return_value is None:
+                raise RuntimeError("the training ended without a checkpoint")
+            ledger.finished(assignment.identity, Path(result.checkpoint.path), result.return_value)
+            break
+        except TrainingFailedError as error:
+            # Wrong data, or a loss that is no longer finite, would only fail again.
+            if retries_left == 0 or any(is_ours(one) for one in _causes(error)):
+                ledger.failed(assignment.identity, cause(error))
+                break
+        except (OSError, RuntimeError) as error:
+            ledger.failed(assignment.identity, sentence(error))
+            break
+    # Tune forgets a trial that never reports.
+    tune.report({"state": ledger.record(assignment.identity).state})
+
+
+def _trainer(assignment: Assignment, ledger: Ledger) -> Any:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     api: Any = ray.train  # its type hints are still those of Ray Train's first version
-    assignment = assignments[params["identity"]]
     resources = assignment.training_config.resources
-    ledger = Ledger(assignment.storage)
     gpus = assignment.gpus_per_worker
-    for name in ("ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    trainer: Any = TorchTrainer(
+    return TorchTrainer(
         work,  # type: ignore[arg-type]
         train_loop_config={"assignment": assignment},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"),
@@ -54,34 +75,28 @@ def run_trial(params: dict[str, Any], *, assignments: dict[str, Assignment]) -> 
         run_config=api.RunConfig(
             name=assignment.identity,
             storage_path=str(ledger.training(assignment.identity).parent),
-            failure_config=api.FailureConfig(max_failures=RETRIES, controller_failure_limit=WAITS),
+            failure_config=api.FailureConfig(max_failures=0, controller_failure_limit=WAITS),
             checkpoint_config=api.CheckpointConfig(num_to_keep=2),
             callbacks=[TuneReportCallback()],
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(resources.cpus_per_worker)}},
         ),
     )
-    try:
-        result = trainer.fit()
-        if result.checkpoint is None or result.return_value is None:
-            raise RuntimeError("the training ended without a checkpoint")
-        ledger.finished(assignment.identity, Path(result.checkpoint.path), result.return_value)
-    except TrainingFailedError as error:
-        ledger.failed(assignment.identity, cause(error))
-    except (OSError, RuntimeError) as error:
-        ledger.failed(assignment.identity, sentence(error))
-    state = ledger.record(assignment.identity).state
-    tune.report({"state": state, "done_by": os.getpid()})
 
 
 def cause(error: Exception) -> str:
-    """What went wrong underneath Ray Train's wrapping, in one sentence."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        return sentence(_innermost(next(iter(dict(sorted(failures.items())).values()))))
-    return sentence(_innermost(getattr(error, "controller_failure", error)))
+    """What went wrong underneath Ray Train's wrapping, in one sentence: our own error if there is one."""
+    return sentence(max(_causes(error), key=is_ours))
 
 
-def _innermost(error: BaseException) -> BaseException:
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and isinstance(inner, BaseException):
-        error = inner
-    return error
+def _causes(error: Exception) -> list[BaseException]:
+    """The innermost errors: one a worker that failed, or the controller's."""
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    return [list(_chain(failures[rank]))[-1] for rank in sorted(failures)]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        inner = getattr(link, "_base_exc", None) or getattr(link, "cause", None) or link.__cause__
+        link = inner if isinstance(inner, BaseException) else None

@@ -93,9 +93,14 @@ def work(settings: dict[str, Assignment]) -> dict[str, float | None]:
 def sentence(error: BaseException) -> str:
     """``error`` in one line: our own errors as they are, others with their type."""
     text = " ".join(str(error).split()) or "no further explanation"
-    if type(error).__module__.startswith("detector."):
+    if is_ours(error):
         return text
     return f"{type(error).__name__}: {text[:500]}"
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether ``error`` was raised by us and for people: it speaks for itself, and trying again doesn't cure it."""
+    return type(error).__module__.startswith("detector.")
 
 
 def _hooks(path: Path, rank: int) -> Any:

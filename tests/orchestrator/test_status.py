@@ -36,7 +36,11 @@ def test_rows_that_share_a_training_share_its_progress(tmp_path):
     ]
     assert lines[0].left is not None
     assert lines[2].left is None
-    assert len({len(line) - len(line.lstrip()) for line in table(lines).splitlines()}) == 1
+    text = table(lines).splitlines()
+    assert text[0].split() == ["row", "seed", "state", "step", "loss", "AP", "left"]
+    assert {line.index(word) for line, word in zip(text, ("state", "running", "running", "pending"), strict=True)} == {
+        13
+    }
 
 
 def test_the_rest_is_estimated_from_this_attempts_pace(tmp_path, monkeypatch):
