@@ -80,6 +80,15 @@ def test_values_outside_their_domain_are_one_line_and_status_2(tmp_path, capsys)
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_wrong_command_line_is_one_line_and_status_2(tmp_path, capsys):
+    assert main(["check", str(tmp_path), "--short-side", "0"]) == 2
+    assert main(["convert", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert "0 is not a positive number; see python -m detector.data check --help" in errors[0]
+    assert "--split, --out; see python -m detector.data convert --help" in errors[1]
+
+
 def test_browse_draws_boxes_and_positive_anchors(tmp_path, capsys):
     marks = [annotation(1, 1, [10, 10, 40, 40], 3), annotation(2, 2, [20, 5, 50, 50], 90)]
     root = write_set(tmp_path, sizes={1: (96, 128), 2: (128, 96), 3: (96, 96)}, annotations=marks)

@@ -1,0 +1,187 @@
+"""Loading, building and predicting, as someone who only wants boxes does."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.ops import batched_nms
+
+import detector
+from detector.checkpoints import load_model, save_model
+from detector.config import ModelConfig
+from detector.errors import InputError
+from detector.postprocess import suppress
+from detector.recipes import model_config, recipe_names
+
+SMALL = {
+    "backbone": "r18",
+    "weights": "none",
+    "neck": {"channels": 64},
+    "head": {"convolutions": 1, "quality_branch": "iou", "classification_loss": "qfl"},
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """An untrained detector that finds things, since its class scores vary."""
+    model = detector.build(SMALL, num_classes=3)
+    model.short_side, model.long_side = 96, 160
+    with torch.no_grad():
+        model.network.head.class_logits.bias.add_(3.0)
+        model.network.head.class_logits.weight.mul_(30.0)
+        model.network.head.box_deltas.weight.mul_(30.0)
+    return model.eval()
+
+
+def picture(width, height, seed=0):
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_one_image_in_any_form_gives_the_same_boxes(model, tmp_path):
+    image = picture(200, 130)
+    image.save(tmp_path / "a.png")
+    array = np.array(image)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    expected = model.predict(image)
+    assert len(expected) > 10
+    for form in (tmp_path / "a.png", str(tmp_path / "a.png"), array, tensor):
+        found = model.predict(form)
+        assert torch.equal(found.boxes, expected.boxes)
+        assert torch.equal(found.scores, expected.scores)
+    assert expected.boxes.dtype == torch.float32
+    assert expected.boxes.shape == (len(expected), 4)
+    assert expected.labels.dtype == torch.int64
+    assert (expected.boxes[:, :2] >= 0).all()
+    assert (expected.boxes[:, 2] <= 200).all()
+    assert (expected.boxes[:, 3] <= 130).all()
+    assert (expected.boxes[:, 2:] > expected.boxes[:, :2]).all()
+    assert (expected.scores.diff() <= 0).all()
+    assert set(expected.names) <= {"class 0", "class 1", "class 2"}
+    assert torch.equal(expected.category_ids, expected.labels + 1)
+
+
+def test_a_list_of_any_sizes_equals_one_at_a_time(model):
+    images = [picture(*size, seed=n) for n, size in enumerate([(200, 130), (130, 200), (96, 96), (203, 131), (20, 9)])]
+    together = model.predict(images)
+    assert isinstance(together, list)
+    for image, found in zip(images, together, strict=True):
+        alone = model.predict(image)
+        assert torch.allclose(found.boxes, alone.boxes, atol=0.05)
+        assert torch.allclose(found.scores, alone.scores, atol=1e-3)
+
+
+def test_a_score_threshold_bounds_what_is_returned(model):
+    image = picture(200, 130)
+    everything = model.predict(image)
+    middle = float(everything.scores[len(everything) // 2])
+    found = model.predict(image, score_threshold=middle)
+    assert torch.equal(found.scores, everything.scores[everything.scores > middle])
+    assert len(model.predict(image, max_detections=3)) == 3
+    assert len(model.predict(image, score_threshold=1.0)) == 0
+
+
+def test_class_agnostic_suppression_leaves_no_overlap_between_classes(model):
+    from torchvision.ops import box_iou
+
+    found = model.predict(picture(200, 130), class_agnostic=True)
+    assert (box_iou(found.boxes, found.boxes).triu(1) <= 0.6 + 1e-4).all()
+
+
+def test_suppression_equals_torchvisions_batched():
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(400, 2, generator=generator) * 100
+    boxes = torch.cat((corner, corner + 5 + torch.rand(400, 2, generator=generator) * 40), 1)
+    scores, labels = torch.rand(400, generator=generator), torch.randint(5, (400,), generator=generator)
+    assert torch.equal(suppress(boxes, scores, labels, 0.6), batched_nms(boxes, scores, labels, 0.6))
+
+
+def test_results_in_cocos_form_and_drawn(model):
+    image = picture(200, 130)
+    found = model.predict(image)
+    row = found.to_coco(42)[0]
+    x1, y1, x2, y2 = found.boxes[0].tolist()
+    assert row["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=1e-4)
+    assert (row["image_id"], row["category_id"]) == (42, found.category_ids[0])
+    json.dumps(row)
+    drawn = found.draw(image)
+    assert drawn.size == image.size
+    assert np.any(np.array(drawn) != np.array(image))
+
+
+def test_saved_and_loaded_finds_the_same(model, tmp_path):
+    save_model(model, tmp_path / "model")
+    for source in (tmp_path / "model", str(tmp_path / "model" / "model.safetensors"), tmp_path):
+        loaded = detector.load(source, device="cpu")
+        assert torch.equal(loaded.predict(picture(200, 130)).boxes, model.predict(picture(200, 130)).boxes)
+        assert (loaded.short_side, loaded.long_side, loaded.categories) == (96, 160, model.categories)
+
+
+def test_a_damaged_model_is_refused_whole(model, tmp_path):
+    save_model(model, tmp_path)
+    weights, description = tmp_path / "model.safetensors", tmp_path / "config.json"
+    whole, text = weights.read_bytes(), description.read_text()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="truncated or no safetensors"):
+        load_model(tmp_path)
+    weights.write_bytes(whole)
+    description.write_text(text.replace('"channels": 64', '"channels": 96'))
+    with pytest.raises(InputError, match=r"doesn't fit .* tensors differ"):
+        load_model(tmp_path)
+    description.write_text(text.replace('"format": 1', '"format": 99'))
+    with pytest.raises(InputError, match="newer version"):
+        load_model(tmp_path)
+    description.write_text("{")
+    with pytest.raises(InputError, match="doesn't describe a model"):
+        load_model(tmp_path)
+    description.unlink()
+    with pytest.raises(InputError, match=r"no config\.json"):
+        load_model(tmp_path)
+
+
+def test_models_that_are_not_there(tmp_path):
+    with pytest.raises(InputError, match="there is no model at"):
+        detector.load(tmp_path / "nowhere")
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(InputError, match=r"no MLflow store at sqlite:///.*tracking_uri"):
+        detector.load("runs:/0123456789abcdef0123456789abcdef/model", tracking_uri=store)
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        ("missing.jpg", "missing.jpg can't be read: No such file"),
+        (np.zeros((4, 4), np.uint8), r"uint8 RGB of shape \(H, W, 3\)"),
+        (np.zeros((4, 4, 3)), "float64"),
+        (torch.zeros(3, 4, 4), "float32"),
+        (7, "not int"),
+    ],
+)
+def test_what_is_no_image_is_named(model, image, sentence):
+    with pytest.raises(InputError, match=sentence):
+        model.predict(image)
+
+
+def test_recipes_build_what_their_names_say():
+    final = model_config("dynamic_atss_r50")
+    assert (final.head.quality_branch, final.head.classification_loss) == ("iou", "qfl")
+    assert (final.assigner.predicted_weight, final.assigner.anchor_weight) == (1, 1)
+    plain = model_config("atss_x101_64x4d")
+    assert (plain.head.quality_branch, plain.head.classification_loss) == ("centerness", "focal")
+    assert (plain.assigner.predicted_weight, plain.assigner.anchor_weight) == (0, 1)
+    assert len(recipe_names()) == 14
+    with pytest.raises(InputError, match="did you mean dynamic_atss_r50"):
+        model_config("dynamic_ats_r50")
+
+
+def test_build_says_what_is_wrong():
+    with pytest.raises(InputError, match="num_classes is needed"):
+        detector.build(ModelConfig(weights="none"))
+    with pytest.raises(InputError, match=r"model\.head\.convolution"):
+        detector.build({"head": {"convolution": 3}}, num_classes=2)
