@@ -8,7 +8,7 @@ Legend: N images, G boxes in an image (padded), A anchors in all levels, S candi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,11 @@ from detector.config import ModelConfig
 from detector.heads.outputs import HeadOutputs, flatten
 from detector.losses import focal_loss, giou_loss, quality_focal_loss, varifocal_loss
 
-CLASSIFICATION_LOSSES = {"focal": focal_loss, "qfl": quality_focal_loss, "vfl": varifocal_loss}
+CLASSIFICATION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "focal": focal_loss,
+    "qfl": quality_focal_loss,
+    "vfl": varifocal_loss,
+}
 BOX_LOSS_WEIGHT = 2.0
 
 

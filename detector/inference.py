@@ -138,7 +138,7 @@ def _predict_all(model: Detector, images: Sequence[ImageLike], **options: Any) -
         pixels, _ = prepare(array, data)
         shape = tuple(-(-side // 32) * 32 for side in pixels.shape[-2:])
         group = waiting.setdefault(shape, [])  # type: ignore[arg-type]
-        group.append((place, pixels, array.shape[:2]))  # type: ignore[arg-type]
+        group.append((place, pixels, array.shape[:2]))
         if (len(group) + 1) * shape[0] * shape[1] > PIXELS_AT_ONCE:
             run(waiting.pop(shape), shape)  # type: ignore[arg-type]
     for shape, group in waiting.items():

@@ -64,6 +64,8 @@ class Detector(nn.Module):
         self.short_side, self.long_side = short_side, long_side
         self.network = Network(config, len(self.categories), seed)
         self.criterion = Criterion(config)
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
 

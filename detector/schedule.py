@@ -38,7 +38,9 @@ def build_optimizer(config: ScheduleConfig, network: nn.Module) -> torch.optim.O
 
     SGD: with ``double_bias_rate`` biases learn twice as fast and don't decay. AdamW: only matrices and kernels decay.
     """
-    matrices, vectors, biases = [], [], []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             group = biases if name.endswith("bias") else matrices if parameter.ndim > 1 else vectors

@@ -72,12 +72,10 @@ def _train(arguments: argparse.Namespace) -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     device = torch.device(arguments.device) if arguments.device else distributed.default_device()
+    root = Path(arguments.root).expanduser().absolute()
     stores = [
         ensure_store(
-            config.data.root,
-            split,
-            output / "data",
-            digest=data_digest(config.data.root, split, remember=output / "data" / "digests.json"),
+            root, split, output / "data", digest=data_digest(root, split, remember=output / "data" / "digests.json")
         )
         for split in (config.data.train, config.data.val)
     ]

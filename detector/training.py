@@ -200,14 +200,13 @@ class TrainingState:
             totals = _global(sum(parts[1:], parts[0]))
         losses: dict[str, Tensor] = {}
         for number, batch in enumerate(micro_batches, 1):
-            synchronise = number == len(micro_batches) or not isinstance(self.network, DistributedDataParallel)
-            with contextlib.nullcontext() if synchronise else self.network.no_sync():
+            with self._synchronised(number == len(micro_batches)):
                 outputs, targets = self._forward(self.network, batch, progress)
                 if totals is None:
                     totals = _global(targets.totals)
                 part = self.model.criterion.losses(outputs, targets, totals)
                 # DDP averages the gradients over the processes; the loss is a sum over them.
-                (sum(part.values()) * distributed.world_size()).backward()
+                (torch.stack(list(part.values())).sum() * distributed.world_size()).backward()
             for key, value in part.items():
                 losses[key] = losses.get(key, 0) + value.detach()
         if self.config.schedule.clip_norm is not None:
@@ -220,6 +219,12 @@ class TrainingState:
         assert totals is not None
         share = 1 / distributed.world_size()  # equal on all processes, and summed over them when logged
         return losses | {key: value * share for key, value in totals.statistics().items()}
+
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients are summed over the processes with the last micro-batch alone."""
+        if last or not isinstance(self.network, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.network.no_sync()
 
     def _forward(self, network: nn.Module, batch: Batch, progress: float):
         bfloat16 = self.config.schedule.precision == "bfloat16"

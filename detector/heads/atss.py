@@ -30,7 +30,7 @@ class ATSSHead(nn.Module):
         self.box_deltas = nn.Conv2d(in_channels, 4, 3, padding=1)
         self.scales = nn.Parameter(torch.ones(len(STRIDES)))
         self.apply(_initialise)
-        nn.init.constant_(self.class_logits.bias, -math.log((1 - PRIOR) / PRIOR))
+        nn.init.constant_(self.class_logits.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
         # Last, so that heads which differ only here draw equal weights everywhere else.
         self.quality = nn.Conv2d(in_channels, 1, 3, padding=1) if config.quality_branch != "none" else None
         if self.quality is not None:
