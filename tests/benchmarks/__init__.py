@@ -1,0 +1,1 @@
+"""What times things; nothing here can fail on a busy machine."""
