@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from orchestrator.worker import Assignment
 
 
+TUNE_END_S = 15.0
+"""Tune looks at least this often whether it is to end; as a rule ten times a second."""
+
+
 @dataclass(frozen=True)
 class SweepOutcome:
     """How a pass ended."""
@@ -43,6 +47,10 @@ class SweepOutcome:
     """Of the command: 0, 3, 130, 143 or 4."""
     notice: str | None = None
     """One sentence about what does not change the result, such as a tracking server that was away at the end."""
+
+
+class _Stopped(BaseException):
+    """Ends Tune's loop at once. Tune would answer an ordinary exception by waiting for all trials."""
 
 
 class Interrupted(BaseException):
@@ -113,6 +121,9 @@ class _Pass:
                     except Interrupted as stop:
                         # Here and not outside: the ledger comes before the cluster's end, which takes seconds.
                         return self._give_up(tracker, stop)
+                    except BaseException:
+                        self._end_tune()
+                        raise
             else:
                 connecting.wait()
                 tracker.open()
@@ -202,7 +213,7 @@ class _Pass:
 
             def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
                 if stop.is_set():
-                    raise RuntimeError("stopped on request")
+                    raise _Stopped
 
             def __reduce__(self) -> Any:
                 # Tune saves its callbacks with its state, which nobody will read.
@@ -246,13 +257,17 @@ class _Pass:
     def _give_up(self, tracker: Tracker, stop: Interrupted) -> SweepOutcome:
         """A signal: first the ledger, then the runs' states, within the seconds that a job's stop leaves."""
         self._release()
-        self._stop.set()
         if tracker.opened:
             tracker.stop_polling()
             tracker.finish("KILLED", patience=0.0)
-        if self._tune is not None:
-            self._tune.join(timeout=2.0)
+        self._end_tune()
         return _interrupted(stop)
+
+    def _end_tune(self) -> None:
+        """Ends Tune's thread, which must not outlive the connection to Ray: using it then ends the process."""
+        self._stop.set()
+        if self._tune is not None:
+            self._tune.join(timeout=TUNE_END_S)
 
     def _outcome(self, tracker: Tracker) -> SweepOutcome:
         from orchestrator.report import write_report
