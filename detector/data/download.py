@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import shutil
 import time
 import urllib.error
 import urllib.request
+import uuid
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -178,7 +178,7 @@ def _md5(file: Path) -> str:
 
 def _extract(file: Path, root: Path, members: Sequence[str]) -> None:
     """Unpacks ``members`` below ``root``; each appears whole or not at all. The zip's CRCs are checked, too."""
-    partial = root / f".{file.stem}.{os.getpid()}"
+    partial = root / f".{file.stem}.{uuid.uuid4().hex[:8]}"
     try:
         with zipfile.ZipFile(file) as archive:
             folders, files = tuple(member for member in members if member.endswith("/")), set(members)

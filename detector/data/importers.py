@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +50,7 @@ def import_folder(
     if not any(picture.marks for picture in collection.pictures):
         raise InputError(f"{source} has {len(collection.pictures)} images but no boxes on them; annotate some first")
     splits = split_pictures(collection.pictures, val=val, group_by=group_by, seed=seed)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         _write(collection, splits, partial)
         if target.is_dir():

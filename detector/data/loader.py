@@ -117,7 +117,7 @@ def training_batches(
         raise InputError(f"no image of {store.uri} has a box to train on; annotate some, or set data.keep_empty: true")
     share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
     steps = _TrainingSteps(store, data, indices, batch_size, seed, share, micro_batch_size or batch_size)
-    return _read(steps, range(start, stop), loader_workers)
+    return _read(steps, range(start, stop), loader_workers, fork=store.is_local)
 
 
 @dataclass
@@ -168,7 +168,7 @@ def evaluation_batches(
         for padded, members in sorted(groups.items(), reverse=True)
         for place in range(0, len(members), batch_size)
     ][rank::world_size]
-    return _read(_EvaluationBatches(store, batches), range(len(batches)), loader_workers)
+    return _read(_EvaluationBatches(store, batches), range(len(batches)), loader_workers, fork=store.is_local)
 
 
 @dataclass
@@ -199,7 +199,7 @@ def _batch(store: Store, chosen: list[tuple[int, ImagePlan]], padded: tuple[int,
     )
 
 
-def _read(make: Callable[[int], T], keys: range, processes: int) -> Iterator[T]:
+def _read(make: Callable[[int], T], keys: range, processes: int, *, fork: bool) -> Iterator[T]:
     if processes == 0:
         yield from map(make, keys)
         return
@@ -210,6 +210,8 @@ def _read(make: Callable[[int], T], keys: range, processes: int) -> Iterator[T]:
         num_workers=processes,
         collate_fn=_unchanged,
         worker_init_fn=_one_thread,
+        # Connections to a remote store don't survive a fork; there each process opens its own.
+        multiprocessing_context=None if fork else "spawn",
         generator=torch.Generator(),  # else starting the processes would draw from the training's own generator
     )
     for item in loader:

@@ -38,7 +38,7 @@ class Store:
     def __init__(self, uri: str | Path) -> None:
         self.uri = str(uri)
         self._filesystem, self._path = _locate(self.uri)
-        self._local = isinstance(self._filesystem, pafs.LocalFileSystem)
+        self.is_local = isinstance(self._filesystem, pafs.LocalFileSystem)
         manifest = _manifest(self._filesystem, self._path, self.uri)
         self.digest: str = manifest["digest"]
         self.has_annotations: bool = manifest["has_annotations"]
@@ -146,7 +146,7 @@ class Store:
 
     def _open(self, name: str) -> pa.ipc.RecordBatchFileReader:
         path = f"{self._path}/{name}"
-        source = pa.memory_map(path) if self._local else self._filesystem.open_input_file(path)
+        source = pa.memory_map(path) if self.is_local else self._filesystem.open_input_file(path)
         return pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(use_threads=False))
 
     def coco_annotations(self) -> dict[str, list[dict[str, Any]]]:

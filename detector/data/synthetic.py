@@ -11,8 +11,8 @@ import colorsys
 import hashlib
 import json
 import math
-import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,7 +113,7 @@ def generate(config: GeneratedDataConfig, folder: str | Path, *, progress: bool 
     root = Path(folder) / f"generated-{hashlib.sha256(drawn_from.encode()).hexdigest()[:8]}"
     if root.is_dir():
         return root
-    partial = root.with_name(f".{root.name}.{os.getpid()}")
+    partial = root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}")
     try:
         (partial / "annotations").mkdir(parents=True)
         for split, count in (("train", config.train_images), ("val", config.val_images)):

@@ -10,7 +10,7 @@ import torch
 
 from detector.config import AugmentationConfig, DataConfig
 from detector.data.coco import data_digest
-from detector.data.loader import Batch, evaluation_batches, global_batch, training_batches
+from detector.data.loader import Batch, _read, evaluation_batches, global_batch, training_batches
 from detector.data.store import Store, ensure_store
 from detector.errors import InputError
 from tests.detector.data.sets import annotation, write_set
@@ -23,7 +23,7 @@ DATA = DataConfig(
 
 
 def read(store: Store, **options) -> list[list[Batch]]:
-    return list(training_batches(store, DATA, batch_size=7, seed=3, start=2, stop=6, **options))
+    return list(training_batches(store, DATA, batch_size=8, seed=3, start=2, stop=6, **options))
 
 
 def joined(parts: list[Batch]) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
@@ -68,7 +68,7 @@ def test_seeds_differ_in_order():
 def test_a_batch_is_what_it_says(mixed):
     for (batch,) in read(mixed):
         n, channels, height, width = batch.images.shape
-        assert (n, channels, height % 32, width % 32) == (7, 3, 0, 0)
+        assert (n, channels, height % 32, width % 32) == (8, 3, 0, 0)
         assert batch.images.dtype == torch.uint8
         assert batch.sizes.dtype == batch.original_sizes.dtype == batch.indices.dtype == torch.int64
         assert (height, width) == tuple(32 * -(-side // 32) for side in batch.sizes.amax(0).tolist())
@@ -105,7 +105,7 @@ def test_the_split_into_workers_and_micro_batches_changes_nothing(mixed, world_s
     for step, parts in enumerate(whole):
         assert same([batch for rank in ranks for batch in rank[step]], parts)
         for rank in ranks:
-            assert all(len(batch) <= (micro_batch_size or 7) for batch in rank[step])
+            assert all(len(batch) <= (micro_batch_size or 8) for batch in rank[step])
             assert {batch.images.shape[2:] for batch in rank[step]} == {parts[0].images.shape[2:]}
 
 
@@ -114,18 +114,34 @@ def test_loader_processes_change_nothing(mixed):
     apart = read(mixed, loader_workers=2, micro_batch_size=3)
     assert torch.equal(state, torch.random.get_rng_state())
     for here, there in zip(read(mixed), apart, strict=True):
-        assert [len(batch) for batch in there] == [3, 3, 1]
+        assert [len(batch) for batch in there] == [3, 3, 2]
         assert same(here, there)
 
 
+def test_processes_of_their_own_for_a_remote_store_change_nothing(mixed, monkeypatch):
+    monkeypatch.setattr(mixed, "is_local", False)
+    apart = list(training_batches(mixed, DATA, batch_size=8, seed=3, start=2, stop=3, loader_workers=1))
+    assert same(apart[0], read(mixed)[0])
+
+
+def test_loader_processes_have_one_thread_each():
+    torch.set_num_threads(2)
+    assert list(_read(_threads, range(2), 2, fork=True)) == [1, 1]
+    torch.set_num_threads(1)
+
+
+def _threads(_: int) -> int:
+    return torch.get_num_threads()
+
+
 def test_a_training_that_starts_later_sees_what_it_would_have_seen(mixed):
-    late = list(training_batches(mixed, DATA, batch_size=7, seed=3, start=4, stop=6))
+    late = list(training_batches(mixed, DATA, batch_size=8, seed=3, start=4, stop=6))
     for here, there in zip(read(mixed)[2:], late, strict=True):
         assert same(here, there)
 
 
 def test_the_padded_size_is_the_global_batchs_even_for_a_worker_with_small_images(mixed):
-    shares = [read(mixed, rank=rank, world_size=7) for rank in range(7)]
+    shares = [read(mixed, rank=rank, world_size=8) for rank in range(8)]
     for step in range(4):
         shapes = {rank[step][0].images.shape[2:] for rank in shares}
         own = {tuple(32 * -(-side // 32) for side in rank[step][0].sizes[0].tolist()) for rank in shares}

@@ -74,7 +74,7 @@ def test_a_store_is_read_and_written_by_uri(odd, tmp_path):
 
 def test_a_store_at_another_file_system_is_read_without_a_memory_map(odd, tmp_path, monkeypatch):
     store = open_store(convert(odd, "train", tmp_path / "store", progress=False))
-    monkeypatch.setattr(store, "_local", False)
+    monkeypatch.setattr(store, "is_local", False)
     assert np.array_equal(store.image(1), decode_image((odd / "train" / "train12.jpg").read_bytes()))
 
 
