@@ -118,7 +118,12 @@ def connected(address: str | None) -> Iterator[Nodes]:
         where = f"the Ray cluster at {_without_secrets(address)} can't be joined" if address else "Ray can't be started"
         reason = _without_secrets(" ".join(str(error).split()))[:300] or type(error).__name__
         raise UnreachableError(
-            f"{where} ({reason}); " + ("check --address and that it runs" if address else "is the machine full?")
+            f"{where} ({reason}); "
+            + (
+                "check --address, that it runs, and that RAY_AUTH_MODE here is as it is there"
+                if address
+                else "see whether the machine has memory, disk and processes left"
+            )
         ) from None
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
