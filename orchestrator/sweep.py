@@ -18,7 +18,7 @@ from orchestrator.options import Answer, Parser, add_sweep_options, answer, posi
 from orchestrator.plan import Plan, make_plan, resolve_storage, resolve_tracking_uri
 from orchestrator.report import terminal_table, write_report
 from orchestrator.results import best, result_rows
-from orchestrator.tracking import without_secrets
+from orchestrator.runs import without_secrets
 
 EXIT_STATUSES = """exit status:
   0  every row has its result

@@ -11,7 +11,8 @@ from orchestrator.ledger import Ledger
 from orchestrator.options import Answer, Parser, add_sweep_options, answer, sweep_request
 from orchestrator.plan import make_plan
 from orchestrator.results import result_rows
-from orchestrator.tracking import Tracker, without_secrets
+from orchestrator.runs import without_secrets
+from orchestrator.tracking import Tracker
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,35 +10,25 @@ and ``push`` may be repeated at any time.
 
 from __future__ import annotations
 
-import contextlib
-import getpass
 import logging
-import os
-import re
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detector.errors import UnreachableError
 from detector.keys import flat
 from orchestrator import journal
-from orchestrator.files import locked
 from orchestrator.ledger import Ledger, Record
+from orchestrator.runs import RunStore, has, reason, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
     from orchestrator.plan import Plan, PlannedRow
 
 POLL_S = 2.0
 PATIENCE_S = 30.0
 """How long the end of a sweep waits for a tracking server that is away."""
-BATCH = 1000
-"""Most metrics that MLflow takes at once."""
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "pending": "KILLED"}
 
 
@@ -68,9 +58,7 @@ class Tracker:
     def __init__(self, plan: Plan, ledger: Ledger, *, thorough: bool = False) -> None:
         self.plan, self.ledger, self._thorough = plan, ledger, thorough
         self._runs = [_RowRun(row) for row in plan.rows]
-        self._client: MlflowClient | None = None
-        self._experiment = ""
-        self._parent = ""
+        self.store = RunStore(plan, ledger)
         self._away: str | None = None
         self._foreign: dict[str, _RowRun] = {}
         self._stop = threading.Event()
@@ -79,36 +67,23 @@ class Tracker:
     @property
     def opened(self) -> bool:
         """Whether the parent run is known."""
-        return bool(self._parent)
+        return bool(self.store.parent)
 
     @property
     def client(self) -> MlflowClient:
         """MLflow's client, once it is open."""
-        assert self._client is not None
-        return self._client
+        return self.store.client
 
     def connect(self) -> None:
         """Reaches the store, makes its schema if it is new, and finds or makes the experiment.
 
         Raises ``UnreachableError`` if that can't be done.
         """
-        with self._reachable():
-            self._connect()
+        self.store.connect()
 
     def open(self) -> None:
         """Finds or makes the parent run, which is RUNNING until ``finish``. Raises ``UnreachableError``."""
-        with self._reachable():
-            self._parent = self._open_parent()
-
-    @contextlib.contextmanager
-    def _reachable(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            raise UnreachableError(
-                f"the tracking server {without_secrets(self.plan.tracking_uri)} can't be used ({_reason(error)}); "
-                "check --tracking-uri, or leave it out to keep runs in the storage"
-            ) from None
+        self.store.open()
 
     def start(self) -> None:
         """Follows the journals in a thread, until ``stop_polling``."""
@@ -144,15 +119,15 @@ class Tracker:
         while True:
             try:
                 self.push()
-                self._log_report()
-                self.client.update_run(self._parent, status=parent_status)
+                self.store.log_report()
+                self.client.update_run(self.store.parent, status=parent_status)
                 return None
             except Exception as error:
                 if time.monotonic() >= until:
                     command = self.plan.command.replace("orchestrator.sweep", "orchestrator.sync", 1)
                     return (
                         f"the tracking server {without_secrets(self.plan.tracking_uri)} could not be brought up to "
-                        f"date ({_reason(error)}); nothing is lost: `{command}` does it from the ledger"
+                        f"date ({reason(error)}); nothing is lost: `{command}` does it from the ledger"
                     )
                 time.sleep(min(2.0, max(0.1, until - time.monotonic())))
 
@@ -168,81 +143,10 @@ class Tracker:
                 # Training must not care. The next call begins with what MLflow has by then.
                 if self._away is None:
                     logging.getLogger(__name__).warning(
-                        "the tracking server is away (%s); trying again, training goes on", _reason(error)
+                        "the tracking server is away (%s); trying again, training goes on", reason(error)
                     )
-                self._away = _reason(error)
+                self._away = reason(error)
                 wait = min(2 * wait, 30.0)
-
-    # Store, experiment, parent
-
-    def _connect(self) -> None:
-        # A server that is away is our loop's business; MLflow's own retries would hold it for minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        from mlflow import MlflowClient
-
-        for name in ("alembic", "mlflow"):  # after the import, which sets them up
-            logging.getLogger(name).setLevel(logging.ERROR)
-        uri = self.plan.tracking_uri
-        with _first_to_open(uri):
-            self._client = MlflowClient(tracking_uri=uri)
-            found = self.client.get_experiment_by_name(self.plan.name)
-            if found is None:
-                # A database has no place of its own for files: they lie beside it, not in the working directory.
-                location = (self.ledger.storage / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-                self._experiment = self.client.create_experiment(self.plan.name, artifact_location=location)
-                return
-        self._experiment = found.experiment_id
-        if found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(self._experiment)
-
-    def _open_parent(self) -> str:
-        tags = {"sweep": self.plan.key, "table": self.plan.name, "kind": "sweep"}
-        run = self._verified(self.ledger.parent_run_id(self.plan.key), tags)
-        run = run or next((run for run in self._search() if _has(run, tags)), None)
-        if run is None:
-            described = {"title": self.plan.title, "profile": self.plan.profile or "", "command": self.plan.command}
-            run = self._create(self.plan.key, tags | described)
-        elif run.info.status != "RUNNING":
-            self.client.update_run(run.info.run_id, status="RUNNING")
-        self.ledger.remember_run(self.plan.key, run.info.run_id)
-        return run.info.run_id
-
-    def _create(self, name: str, tags: dict[str, str]) -> Run:
-        with contextlib.suppress(Exception):  # there are hosts without a name for their user
-            tags = {**tags, "mlflow.user": getpass.getuser()}
-        return self.client.create_run(self._experiment, run_name=name, tags=tags)
-
-    def _search(self) -> Iterator[Run]:
-        token = None
-        while True:
-            page = self.client.search_runs([self._experiment], max_results=1000, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
-
-    def _search_everywhere(self, training: str, tags: dict[str, str]) -> Run | None:
-        """The run with ``tags`` in any experiment: the ids in the ledger may be those of another store."""
-        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
-        found = self.client.search_runs(experiments, filter_string=f"tags.training = '{training}'")
-        return next((run for run in found if _has(run, tags)), None)
-
-    def _verified(self, run_id: str | None, tags: dict[str, str]) -> Run | None:
-        """The run of that id, if this store has it and it is the one that ``tags`` describe."""
-        from mlflow.exceptions import MlflowException
-
-        if run_id is None:
-            return None
-        try:
-            run = self.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        return run if run.info.lifecycle_stage == "active" and _has(run, tags) else None
 
     # Rows
 
@@ -265,7 +169,8 @@ class Tracker:
         if source is None:
             self._push_curves(run, record)
         else:
-            self._set_tags(run, {"source_run": source.run_id or ""})
+            assert run.run_id is not None
+            self.store.set_tags(run.run_id, {"source_run": source.run_id or ""})
         if record.state == "finished":
             self._log_result(run, record)
         self._set_status(run, STATUS[record.state])
@@ -290,7 +195,7 @@ class Tracker:
         if row.identity not in self._foreign:
             run_id = self.ledger.run_id(record.first_sweep, record.first_row, row.seed)
             tags = {"identity": row.identity, "training": record.training or ""}
-            found = self._verified(run_id, tags) or self._search_everywhere(
+            found = self.store.verified(run_id, tags) or self.store.search_everywhere(
                 record.training or "", tags | {"sweep": record.first_sweep, "row": record.first_row}
             )
             self._foreign[row.identity] = _RowRun(row, found.info.run_id if found else None)
@@ -310,17 +215,17 @@ class Tracker:
         """Finds the row's run, or makes it, with its parameters."""
         row = run.row
         tags = {
-            "mlflow.parentRunId": self._parent,
+            "mlflow.parentRunId": self.store.parent,
             "row": row.row,
             "seed": str(row.seed),
             "sweep": self.plan.key,
             "table": self.plan.name,
             "kind": "row",
         }
-        found = self._verified(self.ledger.run_id(self.plan.key, row.row, row.seed), tags)
-        found = found or next((other for other in self._search() if _has(other, tags)), None)
+        found = self.store.verified(self.ledger.run_id(self.plan.key, row.row, row.seed), tags)
+        found = found or next((other for other in self.store.search() if has(other, tags)), None)
         training = {"identity": row.identity, "training": record.training or ""}
-        if found is not None and not _has(found, training):
+        if found is not None and not has(found, training):
             # It showed another training of this row: trained anew, or from an edited specification. Metrics can't be
             # taken out of a run, so it goes to MLflow's trash.
             self.client.delete_run(found.info.run_id)
@@ -328,26 +233,19 @@ class Tracker:
         if found is None:
             name = row.row if len({other.row.seed for other in self._runs}) == 1 else f"{row.row} seed {row.seed}"
             reused = self.ledger.reused_from(self.plan.key, row.row, row.seed, row.identity)
-            found = self._create(name, tags | training | ({"reused_from": reused} if reused else {}))
+            found = self.store.create(name, tags | training | ({"reused_from": reused} if reused else {}))
         run.run_id, run.status = found.info.run_id, found.info.status
         self.ledger.remember_run(self.plan.key, found.info.run_id, row.row, row.seed)
         known = found.data.params
-        self._log_params(run.run_id, {key: value for key, value in _params(row).items() if key not in known})
+        self.store.log_params(run.run_id, {key: value for key, value in _params(row).items() if key not in known})
         run.marked = found.data.tags.get("complete") == record.training
         run.complete = run.marked and record.state == "finished" and run.status == "FINISHED" and not self._thorough
-
-    def _log_params(self, run_id: str, params: dict[str, str]) -> None:
-        from mlflow.entities import Param
-
-        items = [Param(key, value) for key, value in params.items()]
-        for start in range(0, len(items), 100):
-            self.client.log_batch(run_id, params=items[start : start + 100])
 
     def _push_curves(self, run: _RowRun, record: Record) -> None:
         """New lines of the journal, as far as MLflow lacks them."""
         assert run.run_id is not None
         if run.reader is None:
-            run.reader, run.logged = journal.Reader(record.journal), self._steps(run.run_id)
+            run.reader, run.logged = journal.Reader(record.journal), self.store.steps(run.run_id)
         if run.attempts != record.attempts:
             # The journal was cut: lines before the old end may be new ones.
             run.reader.rewind()
@@ -358,11 +256,6 @@ class Tracker:
             for key, value in entry["metrics"].items()
         ]
         self._log_points(run, points)
-
-    def _steps(self, run_id: str) -> dict[str, set[int]]:
-        """Steps that MLflow has, by metric."""
-        keys = self.client.get_run(run_id).data.metrics
-        return {key: {metric.step for metric in self.client.get_metric_history(run_id, key)} for key in keys}
 
     def _log_points(self, run: _RowRun, points: list[tuple[str, float | None, int, float]]) -> None:
         from mlflow.entities import Metric
@@ -375,14 +268,13 @@ class Tracker:
                 steps.add(step)
                 metrics.append(Metric(key, value, round(at * 1000), step))
         assert run.run_id is not None
-        for start in range(0, len(metrics), BATCH):
-            self.client.log_batch(run.run_id, metrics=metrics[start : start + BATCH])
+        self.store.log_metrics(run.run_id, metrics)
 
     def _log_result(self, run: _RowRun, record: Record) -> None:
         """Final metrics, configuration, detections, per-class figures and the model; then the mark that it is all."""
         assert run.run_id is not None
         if run.reader is None:
-            run.logged = self._steps(run.run_id)
+            run.logged = self.store.steps(run.run_id)
         at = record.finished or time.time()
         self._log_points(run, [(key, value, record.iterations, at) for key, value in record.metrics.items()])
         # Without the mark an upload may have been cut short.
@@ -393,13 +285,8 @@ class Tracker:
         assert record.model is not None
         if "model" not in there:
             self.client.log_artifacts(run.run_id, str(record.model), artifact_path="model")
-        self._set_tags(run, {"complete": record.training or ""})
+        self.store.set_tags(run.run_id, {"complete": record.training or ""})
         run.complete = True
-
-    def _set_tags(self, run: _RowRun, tags: dict[str, str]) -> None:
-        assert run.run_id is not None
-        for key, value in tags.items():
-            self.client.set_tag(run.run_id, key, value)
 
     def _set_status(self, run: _RowRun, status: str) -> None:
         assert run.run_id is not None
@@ -407,44 +294,7 @@ class Tracker:
             self.client.update_run(run.run_id, status=status)
             run.status = status
 
-    def _log_report(self) -> None:
-        for name in ("report.html", "report.md", "table.csv"):
-            path = self.plan.folder / name
-            if path.exists():
-                self.client.log_artifact(self._parent, str(path), artifact_path="report")
-
-
-def without_secrets(uri: str) -> str:
-    """``uri`` without user and password."""
-    return re.sub(r"//[^/@\s]+@", "//", uri)
-
-
-@contextlib.contextmanager
-def _first_to_open(uri: str) -> Iterator[None]:
-    """Several processes that open a new sqlite file at once break it for good: they take turns."""
-    path = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
-    if not path or path == ":memory:":
-        yield
-        return
-    target = Path(path.split("?")[0])
-    with locked(target.with_name(f".{target.name}.lock")):
-        yield
-
-
-def _has(run: Run, tags: dict[str, str]) -> bool:
-    return all(run.data.tags.get(key) == value for key, value in tags.items())
-
 
 def _params(row: PlannedRow) -> dict[str, str]:
     """The resolved configuration under the YAML's dotted keys. MLflow keeps at most 6000 characters of a value."""
     return {key: str(value)[:6000] for key, value in flat(row.config).items()}
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, in a few words: of a chain of exceptions the operating system's own, if it is in there."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError) and link.strerror and link.errno:
-            return link.strerror
-        link = link.__cause__ or link.__context__
-    return without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__

@@ -13,7 +13,7 @@ from orchestrator.options import Answer, Parser, add_sweep_options, answer, swee
 from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
 from orchestrator.results import result_rows
-from orchestrator.tracking import without_secrets
+from orchestrator.runs import without_secrets
 
 
 def main(argv: Sequence[str] | None = None) -> int:

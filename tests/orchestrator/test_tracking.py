@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-import orchestrator.tracking as tracking
 from detector.config import TrainingConfig
 from detector.errors import UnreachableError
 from orchestrator import journal
+from orchestrator import runs as run_store
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, PlannedRow
@@ -238,7 +238,7 @@ def test_a_server_that_fails_between_two_writes_gets_the_rest_and_nothing_twice(
     row = plan.rows[0]
     begin(ledger, plan, row)
     train(ledger, row, 0, STEPS)
-    monkeypatch.setattr(tracking, "BATCH", 5)
+    monkeypatch.setattr(run_store, "BATCH", 5)
     tracker = opened(plan, ledger)
     log_batch, calls = tracker.client.log_batch, []
 

@@ -1,0 +1,201 @@
+"""MLflow's store as tracking uses it: an experiment, one parent run a sweep key, and runs found again by their tags.
+
+Nothing in here knows of trainings; what MLflow already has is always asked of MLflow itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detector.errors import UnreachableError
+from orchestrator.files import locked
+from orchestrator.ledger import Ledger
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+    from orchestrator.plan import Plan
+
+BATCH = 1000
+"""Most metrics that MLflow takes at once."""
+
+
+class RunStore:
+    """The runs of ``plan``'s experiment."""
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        self.plan, self.ledger = plan, ledger
+        self.parent = ""
+        """The sweep's own run, once it is open."""
+        self._client: MlflowClient | None = None
+        self._experiment = ""
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's client, once it is open."""
+        assert self._client is not None
+        return self._client
+
+    def connect(self) -> None:
+        """Reaches the store, makes its schema if it is new, and finds or makes the experiment.
+
+        Raises ``UnreachableError`` if that can't be done.
+        """
+        with self._reachable():
+            self._connect()
+
+    def open(self) -> None:
+        """Finds or makes the parent run, which is RUNNING until the sweep ends. Raises ``UnreachableError``."""
+        with self._reachable():
+            self.parent = self._open_parent()
+
+    @contextlib.contextmanager
+    def _reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise UnreachableError(
+                f"the tracking server {without_secrets(self.plan.tracking_uri)} can't be used ({reason(error)}); "
+                "check --tracking-uri, or leave it out to keep runs in the storage"
+            ) from None
+
+    def _connect(self) -> None:
+        # A server that is away is our loop's business; MLflow's own retries would hold it for minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        from mlflow import MlflowClient
+
+        for name in ("alembic", "mlflow"):  # after the import, which sets them up
+            logging.getLogger(name).setLevel(logging.ERROR)
+        uri = self.plan.tracking_uri
+        with _first_to_open(uri):
+            self._client = MlflowClient(tracking_uri=uri)
+            found = self.client.get_experiment_by_name(self.plan.name)
+            if found is None:
+                # A database has no place of its own for files: they lie beside it, not in the working directory.
+                location = (self.ledger.storage / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+                self._experiment = self.client.create_experiment(self.plan.name, artifact_location=location)
+                return
+        self._experiment = found.experiment_id
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(self._experiment)
+
+    def _open_parent(self) -> str:
+        tags = {"sweep": self.plan.key, "table": self.plan.name, "kind": "sweep"}
+        run = self.verified(self.ledger.parent_run_id(self.plan.key), tags)
+        run = run or next((run for run in self.search() if has(run, tags)), None)
+        if run is None:
+            described = {"title": self.plan.title, "profile": self.plan.profile or "", "command": self.plan.command}
+            run = self.create(self.plan.key, tags | described)
+        elif run.info.status != "RUNNING":
+            self.client.update_run(run.info.run_id, status="RUNNING")
+        self.ledger.remember_run(self.plan.key, run.info.run_id)
+        return run.info.run_id
+
+    def create(self, name: str, tags: dict[str, str]) -> Run:
+        """A new run of the experiment."""
+        with contextlib.suppress(Exception):  # there are hosts without a name for their user
+            tags = {**tags, "mlflow.user": getpass.getuser()}
+        return self.client.create_run(self._experiment, run_name=name, tags=tags)
+
+    def search(self) -> Iterator[Run]:
+        """The experiment's runs, the newest first."""
+        token = None
+        while True:
+            page = self.client.search_runs([self._experiment], max_results=1000, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def search_everywhere(self, training: str, tags: dict[str, str]) -> Run | None:
+        """The run with ``tags`` in any experiment: the ids in the ledger may be those of another store."""
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        found = self.client.search_runs(experiments, filter_string=f"tags.training = '{training}'")
+        return next((run for run in found if has(run, tags)), None)
+
+    def verified(self, run_id: str | None, tags: dict[str, str]) -> Run | None:
+        """The run of that id, if this store has it and it is the one that ``tags`` describe."""
+        from mlflow.exceptions import MlflowException
+
+        if run_id is None:
+            return None
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return run if run.info.lifecycle_stage == "active" and has(run, tags) else None
+
+    def log_params(self, run_id: str, params: dict[str, str]) -> None:
+        """Writes parameters, which MLflow takes a hundred at a time."""
+        from mlflow.entities import Param
+
+        items = [Param(key, value) for key, value in params.items()]
+        for start in range(0, len(items), 100):
+            self.client.log_batch(run_id, params=items[start : start + 100])
+
+    def steps(self, run_id: str) -> dict[str, set[int]]:
+        """Steps that MLflow has, by metric."""
+        keys = self.client.get_run(run_id).data.metrics
+        return {key: {metric.step for metric in self.client.get_metric_history(run_id, key)} for key in keys}
+
+    def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
+        """Writes ``tags`` over what the run has."""
+        for key, value in tags.items():
+            self.client.set_tag(run_id, key, value)
+
+    def log_metrics(self, run_id: str, metrics: list[Metric]) -> None:
+        """Writes points, ``BATCH`` at a time."""
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+
+    def log_report(self) -> None:
+        """Puts the report, as far as it is written, into the sweep's own run."""
+        for name in ("report.html", "report.md", "table.csv"):
+            path = self.plan.folder / name
+            if path.exists():
+                self.client.log_artifact(self.parent, str(path), artifact_path="report")
+
+
+def without_secrets(uri: str) -> str:
+    """``uri`` without user and password."""
+    return re.sub(r"//[^/@\s]+@", "//", uri)
+
+
+@contextlib.contextmanager
+def _first_to_open(uri: str) -> Iterator[None]:
+    """Several processes that open a new sqlite file at once break it for good: they take turns."""
+    path = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
+    if not path or path == ":memory:":
+        yield
+        return
+    target = Path(path.split("?")[0])
+    with locked(target.with_name(f".{target.name}.lock")):
+        yield
+
+
+def has(run: Run, tags: dict[str, str]) -> bool:
+    """Whether ``run`` has all of ``tags``."""
+    return all(run.data.tags.get(key) == value for key, value in tags.items())
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in a few words: of a chain of exceptions the operating system's own, if it is in there."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror and link.errno:
+            return link.strerror
+        link = link.__cause__ or link.__context__
+    return without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__
