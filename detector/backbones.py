@@ -48,6 +48,11 @@ class ResNetBackbone(nn.Module):
         super().__init__()
         block, layers, groups, width = RESNETS[name]
         resnet = ResNet(block, list(layers), groups=groups, width_per_group=width, norm_layer=NORMS[norm])
+        if norm == "gn":
+            # Random networks learn sooner where each block begins as the identity (Goyal et al., 2017, section 5.1).
+            for module in resnet.modules():
+                if isinstance(module, BasicBlock | Bottleneck):
+                    nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
         self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
         self.channels = tuple(64 * 2**stage * block.expansion for stage in (1, 2, 3))
