@@ -1,0 +1,152 @@
+"""train, evaluate and predict as commands, one after the other, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import detector
+from detector import evaluate, predict, train
+from detector.data.synthetic import generate
+from tests.detector.conftest import GENERATED
+
+SMALL = [
+    *("--recipe", "dynamic_atss_r18"),
+    *("--set", "model.weights=none", "--set", "model.neck.channels=64", "--set", "model.head.convolutions=1"),
+    *("--set", "data.short_side=64", "--set", "data.long_side=96", "--set", "schedule.batch_size=4"),
+    *("--set", "tracking.every=2", "--set", "checkpoint.every=4"),
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return generate(GENERATED, tmp_path_factory.mktemp("set"))
+
+
+@pytest.fixture(scope="module")
+def trained(root, tmp_path_factory):
+    output = tmp_path_factory.mktemp("trained") / "run"
+    status = train.main([str(root), *SMALL, "--set", "schedule.iterations=6", "--output", str(output)])
+    assert status == 0
+    return output
+
+
+def test_a_training_leaves_its_model_and_results(trained, root):
+    steps = [json.loads(line)["step"] for line in (trained / "journal.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6]
+    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step_00000004", "step_00000006"]
+    config = json.loads((trained / "config.json").read_text())
+    assert config["schedule"]["iterations"] == 6
+    assert config["schedule"]["learning_rate"] == pytest.approx(0.01 * 4 / 16)  # the linear rule
+    model = detector.load(trained / "model", device="cpu")
+    assert [category.name for category in model.categories] == ["disc", "bar", "triangle"]
+    assert not list(root.glob("*.arrow")), "a data root is only read"
+
+
+def test_the_same_command_again_trains_nothing_and_another_length_is_refused(trained, root, capsys):
+    before = (trained / "journal.jsonl").read_text()
+    assert train.main([str(root), *SMALL, "--set", "schedule.iterations=6", "--output", str(trained)]) == 0
+    assert "continuing from step 6" in capsys.readouterr().err
+    assert (trained / "journal.jsonl").read_text() == before
+    assert train.main([str(root), *SMALL, "--set", "schedule.iterations=9", "--output", str(trained)]) == 2
+    assert "another configuration (schedule.iterations differ)" in capsys.readouterr().err
+
+
+def test_it_ends_with_the_command_that_predicts(trained, root, tmp_path, capsys):
+    train.main([str(root), *SMALL, "--set", "schedule.iterations=6", "--output", str(trained)])
+    said = capsys.readouterr().out.splitlines()[-1]
+    words = said.split()
+    assert words[:3] == ["python", "-m", "detector.predict"]
+    assert predict.main([*words[3:-2], "--out", str(tmp_path / "found"), "--score-threshold", "0"]) == 0
+    assert len(list((tmp_path / "found").glob("*.png"))) == 1
+    rows = json.loads((tmp_path / "found" / "detections.json").read_text())
+    assert rows
+    assert set(rows[0]) == {"image_id", "category_id", "bbox", "score", "file_name"}
+
+
+def test_evaluate_repeats_the_trainings_own_figures(trained, root, tmp_path, capsys):
+    arguments = [str(trained / "model"), "--data", str(root), "--split", "val", "--out", str(tmp_path / "out")]
+    assert evaluate.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("AP ")
+    assert "triangle" in said
+    for name in ("per_class.json", "detections.json"):
+        assert json.loads((tmp_path / "out" / name).read_text()) == json.loads((trained / name).read_text())
+
+
+def test_a_split_without_annotations_gives_the_servers_zip(trained, root, tmp_path, capsys):
+    images = json.loads((root / "annotations" / "val.json").read_text())
+    (tmp_path / "annotations").mkdir()
+    without = {"images": images["images"], "categories": images["categories"], "info": {}}
+    (tmp_path / "annotations" / "image_info_test-dev2017.json").write_text(json.dumps(without))
+    (tmp_path / "test2017").symlink_to(root / "val")
+    arguments = [str(trained / "model"), "--data", str(tmp_path), "--split", "test-dev2017"]
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "detections_test-dev2017_detsweep_results.zip").is_file()
+    assert "7 images without annotations" in capsys.readouterr().out
+
+
+def test_data_of_other_categories_is_refused(trained, root, tmp_path, capsys):
+    content = json.loads((root / "annotations" / "val.json").read_text())
+    content["categories"][0]["name"] = "plate"
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "val.json").write_text(json.dumps(content))
+    (tmp_path / "val").symlink_to(root / "val")
+    assert evaluate.main([str(trained / "model"), "--data", str(tmp_path), "--split", "val"]) == 2
+    assert "the model finds 3 categories (disc" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_skipped_by_name(trained, tmp_path, capsys):
+    (tmp_path / "bad.jpg").write_bytes(b"not an image")
+    Image.new("RGB", (64, 48)).save(tmp_path / "good.jpg")
+    assert predict.main([str(trained / "model"), str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert "bad.jpg can't be read" in said.err
+    assert "in 1 images" in said.out
+    assert predict.main([str(trained / "model"), str(tmp_path / "bad.jpg"), "--out", str(tmp_path / "out")]) == 2
+    assert predict.main([str(trained / "model"), str(tmp_path / "*.gif"), "--out", str(tmp_path / "out")]) == 2
+    assert "there is no image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--set", "model.backbon=r18"], 'unknown key "model.backbon"; did you mean "model.backbone"?'),
+        (["--set", "schedule.iterations=many"], "schedule.iterations"),
+        (["--set", "schedule.batch_size"], "expected KEY=VALUE"),
+        (["--recipe", "dynamic_atss_r5"], "did you mean dynamic_atss_r50"),
+        (["--set", "data.root=elsewhere"], "it is the command's first argument"),
+        (["--sett", "a=1"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(arguments, sentence, root, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.main([str(root), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert sentence in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_data_set_says_what_is_expected(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.main([str(tmp_path / "nothing"), *SMALL]) == 2
+    assert "annotations" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "predict"])
+def test_help_imports_nothing_heavy(module):
+    code = (
+        f"import sys\nfrom detector.{module} import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'ray', 'mlflow') if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("usage: python -m detector.")
+    assert done.stderr.strip() == "[]"
