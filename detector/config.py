@@ -120,11 +120,11 @@ class AugmentationConfig(Section):
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
     scale_jitter: tuple[PositiveFloat, PositiveFloat] | None = None
-    """Range of a log-uniform factor on the resized image, or null; where it would grow beyond `long_side`, a random window
-    is cut."""
+    """Range of a log-uniform factor on the resized image, or null; where it would grow beyond `long_side`, a random
+    window is cut."""
     crop: Fraction = 0.0
-    """Probability of a random crop at the same scale, its sides between 60 % and 100 % of the image's; boxes whose centre
-    leaves are dropped."""
+    """Probability of a random crop at the same scale, its sides between 60 % and 100 % of the image's; boxes whose
+    centre leaves are dropped."""
     colour: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Strength of random brightness, contrast, saturation and (a tenth of it) hue."""
 

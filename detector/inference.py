@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from detector.distributed import default_device
 from detector.errors import InputError, UnreachableError
 from detector.model import Detector, build_model
 from detector.recipes import model_config
+from detector.weights import IMAGENET_FILES, cache_folder, cached_imagenet
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -62,11 +64,13 @@ def load(
 
 
 def build(model: str | ModelConfig | dict[str, Any], *, num_classes: int | None = None, seed: int = 0) -> Detector:
-    """A new detector with the initial weights that its configuration names, ready to train.
+    """A new detector, ready to train.
 
     ``model``: a recipe's name such as "dynamic_atss_r50", a ModelConfig, or a dict of its fields. ``num_classes``
     stands in for the configuration's. Classes are called "class 0", "class 1", … with category ids from 1.
-    Raises InputError for an unknown recipe or field, or weights that can't be had.
+    Initial weights are those that are named; where none are, ImageNet's if they are on this machine, and random ones,
+    with a warning, if not: building needs no network.
+    Raises InputError for an unknown recipe or field, or weights that are named and can't be had.
     """
     if isinstance(model, str):
         config = model_config(model)
@@ -79,6 +83,14 @@ def build(model: str | ModelConfig | dict[str, Any], *, num_classes: int | None 
     classes = num_classes if num_classes is not None else config.num_classes
     if classes is None or classes < 1:
         raise InputError("num_classes is needed to build a detector; give build(…, num_classes=80)")
+    if "weights" not in config.model_fields_set:
+        config = config.model_copy(update={"weights": "auto"})
+        if config.backbone in IMAGENET_FILES and cached_imagenet(config.backbone) is None:
+            warnings.warn(
+                f"the backbone starts from random weights: {IMAGENET_FILES[config.backbone]} is not in "
+                f'{cache_folder()}; weights="imagenet" downloads it',
+                stacklevel=2,
+            )
     return build_model(config, [Category(index + 1, f"class {index}") for index in range(classes)], seed=seed)
 
 

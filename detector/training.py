@@ -65,7 +65,7 @@ def train(
     folder: Path,
     hooks: Hooks | None = None,
     resume_from: Path | None = None,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
 ) -> dict[str, float | None]:
     """Trains what ``config`` describes, as one of torch.distributed's processes where there are several.
 
@@ -74,7 +74,7 @@ def train(
     loss is no longer finite, TrainingStopped after a stop that ``hooks`` asked for.
     """
     hooks = hooks or Hooks()
-    state = TrainingState(config, train_store, device or distributed.default_device())
+    state = TrainingState(config, train_store, torch.device(device or distributed.default_device()))
     if resume_from is not None:
         state.load(resume_from)
     total = config.schedule.max_iterations

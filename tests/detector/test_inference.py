@@ -180,6 +180,16 @@ def test_recipes_build_what_their_names_say():
         model_config("dynamic_ats_r50")
 
 
+def test_building_by_name_needs_no_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.warns(UserWarning, match=r"resnet18-f37072fd\.pth is not in"):
+        model = detector.build("dynamic_atss_r18", num_classes=80)
+    outputs = model.network(torch.zeros(1, 3, 64, 96))
+    assert tuple(outputs.class_logits[0].shape[1:]) == (80, 8, 12)
+    losses = model.loss(outputs, [torch.tensor([[8.0, 8.0, 40.0, 50.0]])], [torch.tensor([7])])
+    assert set(losses) == {"loss_cls", "loss_reg", "loss_quality"}
+
+
 def test_build_says_what_is_wrong():
     with pytest.raises(InputError, match="num_classes is needed"):
         detector.build(ModelConfig(weights="none"))
