@@ -32,6 +32,7 @@ QUIET = {
 }
 
 CONNECT_S = 10.0
+START_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def connected(address: str | None) -> Iterator[Nodes]:
 
     try:
         if address is None:
-            ray.init(address="local", include_dashboard=False, **quiet)
+            _start_here(include_dashboard=False, **quiet)
         else:
             # Inside a submitted job Ray has already shipped or found the packages.
             if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
@@ -134,6 +135,20 @@ def connected(address: str | None) -> Iterator[Nodes]:
         )
     finally:
         ray.shutdown()
+
+
+def _start_here(**options: Any) -> None:
+    """Starts a local Ray. It gives its own node 30 seconds, which a busy machine may not keep: then it is tried again."""
+    import ray
+
+    for left in reversed(range(START_TRIES)):
+        try:
+            ray.init(address="local", **options)
+            return
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
 
 
 def _check_address(address: str) -> None:
