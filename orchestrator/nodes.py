@@ -138,7 +138,7 @@ def connected(address: str | None) -> Iterator[Nodes]:
 
 
 def _start_here(**options: Any) -> None:
-    """Starts a local Ray. It gives its own node 30 seconds, which a busy machine may not keep: then it is tried again."""
+    """Starts a local Ray. It gives its node 30 seconds, which a busy machine may not keep: then it is tried again."""
     import ray
 
     for left in reversed(range(START_TRIES)):
