@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from detector import __version__
-from detector.config import ModelConfig
+from detector.config import ModelConfig, PostprocessConfig
 from detector.data.coco import Category
 from detector.errors import InputError
 from detector.model import Detector, build_model
@@ -38,8 +38,11 @@ def save_model(model: Detector, folder: Path, weights: dict[str, torch.Tensor] |
     write_json(folder / DESCRIPTION, description)
 
 
-def load_model(folder: Path) -> Detector:
-    """Reads what ``save_model`` wrote. Raises InputError, and loads nothing, unless everything fits."""
+def load_model(folder: Path, postprocess: PostprocessConfig | None = None) -> Detector:
+    """Reads what ``save_model`` wrote, with another way from raw outputs to detections if ``postprocess`` is given.
+
+    Raises InputError, and loads nothing, unless everything fits.
+    """
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
             raise InputError(f"{folder} is no saved model: it has no {name}; give the folder that holds both files")
@@ -48,6 +51,7 @@ def load_model(folder: Path) -> Detector:
         if description["format"] > FORMAT:
             raise InputError(f"{folder} was written by a newer version ({description['version']}); upgrade detsweep")
         config = ModelConfig.model_validate(description["model"])
+        config = config if postprocess is None else config.model_copy(update={"postprocess": postprocess})
         categories = [Category(entry["id"], entry["name"]) for entry in description["categories"]]
         sides = {key: int(description["input"][key]) for key in ("short_side", "long_side")}
     except (ValueError, KeyError, TypeError, ValidationError) as error:

@@ -26,6 +26,8 @@ class SplitFacts:
     categories: tuple[tuple[int, str], ...]
     """Ids and names, by id."""
     images: int
+    annotated: bool = True
+    """Whether its objects are known; those of COCO's test-dev are its server's."""
 
 
 def check_places(root: str, splits: tuple[str, ...]) -> None:
@@ -44,14 +46,14 @@ def split_facts(root: str, split: str, data_folder: Path) -> SplitFacts:
     digest = data_digest(root, split, remember=data_folder / "digests.json" if known else None)
     path = data_folder / "splits.json"
     remembered: Any = _remembered(path).get(digest)
-    if remembered is None:
+    if remembered is None or "annotated" not in remembered:
         found = read_split(root, split)
         categories = [[category.id, category.name] for category in found.categories]
-        remembered = {"categories": categories, "images": len(found.image_ids)}
+        remembered = {"categories": categories, "images": len(found.image_ids), "annotated": found.has_annotations}
         if known:
             _remember(path, {digest: remembered})
     pairs = tuple((int(number), str(name)) for number, name in remembered["categories"])
-    return SplitFacts(root, split, digest, pairs, int(remembered["images"]))
+    return SplitFacts(root, split, digest, pairs, int(remembered["images"]), bool(remembered["annotated"]))
 
 
 def remember(facts: Iterable[SplitFacts], data_folder: Path) -> None:
@@ -61,7 +63,8 @@ def remember(facts: Iterable[SplitFacts], data_folder: Path) -> None:
     for item in facts:
         if item.digest not in _remembered(path):
             data_digest(item.root, item.split, remember=data_folder / "digests.json")
-            learnt[item.digest] = {"categories": [list(pair) for pair in item.categories], "images": item.images}
+            categories = [list(pair) for pair in item.categories]
+            learnt[item.digest] = {"categories": categories, "images": item.images, "annotated": item.annotated}
     if learnt:
         _remember(path, learnt)
 

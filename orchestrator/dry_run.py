@@ -25,11 +25,13 @@ def describe(plan: Plan, ledger: Results) -> str:
 def _rows(plan: Plan, ledger: Results) -> list[str]:
     table = [("row", "seed", "training", "state", "sets")]
     for row in plan.rows:
-        record = ledger.record(row.identity)
+        record = ledger.record(row.identity, row.evaluations)
         state = {"finished": "done", "failed": "failed, is tried again", "running": "running elsewhere"}.get(
             record.state
         )
-        if state is None:
+        if record.trained and record.state in ("pending", "failed"):
+            state = "evaluate"
+        elif state is None:
             state = f"continues ({record.step}/{record.iterations})" if record.step else "new"
         reused = ledger.reused_from(plan.key, row.row, row.seed, row.identity)
         state += f", from {reused}" if reused else ""
@@ -52,11 +54,19 @@ def _trainings(plan: Plan, ledger: Results) -> list[str]:
         for identity, config in plan.trainings.items()
         if records[identity].state != "finished"
     )
+    # Those of trainings that aren't done come with them.
+    evaluations = {
+        (row.identity, key)
+        for row in plan.rows
+        for key in row.evaluations.values()
+        if records[row.identity].trained and ledger.record(row.identity, {"": key}).state != "finished"
+    }
     rows = len(plan.rows)
-    return [
+    text = (
         f"{rows} row{'s' * (rows != 1)} and seeds, {len(plan.trainings)} distinct trainings, {done} of them done; "
         f"left: {sum(left):,} iterations, {images:,} images"
-    ]
+    )
+    return [text + (f", {len(evaluations)} evaluations of what is done" if evaluations else "")]
 
 
 def _needs(plan: Plan) -> list[str]:
@@ -95,9 +105,11 @@ def _common(plan: Plan) -> list[str]:
     facts = plan.rows[0]
     lines = []
     if facts.train is not None and facts.val is not None:
+        splits = [split for split in (facts.val, facts.test) if split is not None]
         lines.append(
             f"data      {facts.train.root}: {facts.train.images:,} images of {facts.train.split}, "
-            f"{facts.val.images:,} of {facts.val.split}, {len(facts.train.categories)} classes"
+            + "".join(f"{split.images:,} of {split.split}, " for split in splits)
+            + f"{len(facts.train.categories)} classes"
         )
     settings = ", ".join(f"{key}={_value(value)}" for key, value in shared.items() if value is not None)
     lines += textwrap.wrap(

@@ -32,6 +32,9 @@ NOT_DECIDING = frozenset(
 )
 """Files of ``detector`` that can't change the weights of a training. A file that isn't listed is taken to."""
 
+EVALUATING = ("detections.py", "evaluation.py", "postprocess.py")
+"""Files of ``detector`` that turn raw outputs into figures."""
+
 _MODEL_NOT = {"postprocess"}
 _DATA = ("short_side", "long_side", "keep_empty", "augmentation")
 _SCHEDULE_NOT = {"iterations", "epochs_factor", "recipe_batch_size", "scale_with_batch"}
@@ -60,15 +63,20 @@ def deciding(config: TrainingConfig) -> dict[str, Any]:
     return {"model": model, "data": data, "schedule": schedule, "seed": config.seed}
 
 
-def evaluation_identity(config: TrainingConfig, *, val_digest: str) -> str:
-    """The hash of how a training is evaluated: images, their size and the way from raw outputs to detections."""
-    settings = {
-        "val_digest": val_digest,
-        "postprocess": config.model.postprocess.model_dump(mode="json"),
+def evaluation_settings(config: TrainingConfig, *, split_digest: str) -> dict[str, Any]:
+    """How a training is evaluated: images, their size and the way from raw outputs to detections."""
+    return {
+        "split_digest": split_digest,
         "short_side": config.data.short_side,
         "long_side": config.data.long_side,
+        "postprocess": config.model.postprocess.model_dump(mode="json"),
+        "sources": _evaluation_sources(),
     }
-    return digest(settings)[:16]
+
+
+def evaluation_identity(config: TrainingConfig, *, split_digest: str) -> str:
+    """The hash of ``evaluation_settings``, 16 hexadecimal digits."""
+    return digest(evaluation_settings(config, split_digest=split_digest))[:16]
 
 
 def digest(value: Any) -> str:
@@ -92,6 +100,12 @@ def sources_digest() -> str:
         whole.update(path.relative_to(root).as_posix().encode() + b"\0")
         whole.update(source_digest(path.read_text(encoding="utf-8")).encode())
     return whole.hexdigest()
+
+
+@cache
+def _evaluation_sources() -> str:
+    root = Path(detector.__file__).resolve().parent
+    return digest([source_digest((root / name).read_text(encoding="utf-8")) for name in EVALUATING])
 
 
 def source_digest(text: str) -> str:

@@ -1,7 +1,8 @@
 """The metrics journal of one training: JSON lines, appended by rank 0, cut back to the checkpoint on resuming.
 
-A line is ``{"step": 40, "kind": "train" | "evaluation" | "final", "time": unix seconds, "metrics": {...}}``, in the
-order of steps. Whoever reads it may do so while it grows; a line without its end is not there yet.
+A line is ``{"step": 40, "kind": "train" | "evaluation", "time": unix seconds, "metrics": {...}}``, in the order of
+steps; that of an evaluation has its key as "evaluation". Whoever reads it may do so while it grows; a line without its
+end is not there yet.
 """
 
 from __future__ import annotations
@@ -18,10 +19,16 @@ Metrics = dict[str, float | None]
 Entry = dict[str, Any]
 
 
-def append(path: Path, step: int, kind: str, metrics: Metrics, *, durable: bool = False) -> None:
-    """Adds a line. ``durable`` waits until the disk has it. Values that are not finite are kept as null."""
-    clean = {key: _finite(value) for key, value in metrics.items()}
-    line = json.dumps({"step": int(step), "kind": kind, "time": round(time.time(), 3), "metrics": clean})
+def append(
+    path: Path, step: int, kind: str, metrics: Metrics, *, evaluation: str | None = None, durable: bool = False
+) -> None:
+    """Adds a line, of the ``evaluation`` with that key if it is one. ``durable`` waits until the disk has it.
+
+    Values that are not finite are kept as null.
+    """
+    entry: Entry = {"step": int(step), "kind": kind, "time": round(time.time(), 3)}
+    entry["metrics"] = {key: _finite(value) for key, value in metrics.items()}
+    line = json.dumps(entry if evaluation is None else entry | {"evaluation": evaluation})
     # One write in append mode: a reader sees the whole line or none of it.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -49,13 +56,13 @@ def cut(path: Path, step: int) -> None:
         return
 
 
-def read(path: Path) -> list[Entry]:
-    """All complete lines."""
-    return Reader(path).poll()
+def read(path: Path, evaluation: str | None = None) -> list[Entry]:
+    """All complete lines, but no evaluations of another key than ``evaluation``, if one is named."""
+    return Reader(path, evaluation).poll()
 
 
-def last(path: Path, kind: str | None = None) -> Entry | None:
-    """The newest complete line (of ``kind``), read from the end of the file."""
+def last(path: Path, kind: str | None = None, evaluation: str | None = None) -> Entry | None:
+    """The newest complete line (of ``kind``; no evaluation of another key), read from the end of the file."""
     try:
         with path.open("rb") as file:
             position = file.seek(0, os.SEEK_END)
@@ -68,7 +75,7 @@ def last(path: Path, kind: str | None = None) -> Entry | None:
                 # The first piece may have lost its beginning, unless it is the file's own.
                 for line in reversed(tail.splitlines(keepends=True)[0 if position == 0 else 1 :]):
                     entry = _parse(line)
-                    if entry is not None and kind in (None, entry["kind"]):
+                    if entry is not None and kind in (None, entry["kind"]) and _concerns(entry, evaluation):
                         return entry
     except FileNotFoundError:
         pass
@@ -76,10 +83,10 @@ def last(path: Path, kind: str | None = None) -> Entry | None:
 
 
 class Reader:
-    """Reads a journal from where it stopped the last time."""
+    """Reads a journal from where it stopped the last time, but no evaluations of another key than the one named."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, evaluation: str | None = None) -> None:
+        self.path, self._evaluation = path, evaluation
         self._offset = 0
 
     def rewind(self) -> None:
@@ -99,7 +106,8 @@ class Reader:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return [entry for entry in map(_parse, whole.splitlines(keepends=True)) if entry is not None]
+        entries = map(_parse, whole.splitlines(keepends=True))
+        return [entry for entry in entries if entry is not None and _concerns(entry, self._evaluation)]
 
 
 def series(entries: Iterable[Entry], keys: Iterable[str]) -> tuple[list[int], dict[str, list[float | None]]]:
@@ -112,6 +120,10 @@ def series(entries: Iterable[Entry], keys: Iterable[str]) -> tuple[list[int], di
             table.setdefault(entry["step"], {}).update(found)
     steps = sorted(table)
     return steps, {key: [table[step].get(key) for step in steps] for key in keys}
+
+
+def _concerns(entry: Entry, evaluation: str | None) -> bool:
+    return evaluation is None or entry["kind"] != "evaluation" or entry.get("evaluation") == evaluation
 
 
 def _finite(value: float | None) -> float | None:

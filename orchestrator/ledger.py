@@ -1,7 +1,8 @@
 """The truth about every training, in the storage: what is pending, running, finished or failed, and what it produced.
 
     STORAGE/trainings/IDENTITY/   config.json  status.json  journal.jsonl  worker.log  checkpoint_*/
-                                  model/  detections.json  per_class.json      (once it is finished)
+                                  model/                                        (once it is finished)
+                                  evaluations/KEY/detections.json, per_class.json
     STORAGE/sweeps/KEY/           lease.json  runs.json  the report
     STORAGE/data/                 converted data sets
 
@@ -15,69 +16,17 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detector.errors import InputError, UnreachableError
 from orchestrator import journal, lease
 from orchestrator.files import locked, read_json, write_json
+from orchestrator.record import Metrics, Record, evaluation_folder, read_record
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is known of one training."""
-
-    identity: str
-    folder: Path
-    state: str = "pending"
-    """"pending", "running", "finished" or "failed"; one whose driver died is pending again."""
-    step: int = 0
-    """Completed iterations, as far as the journal says."""
-    iterations: int = 0
-    metrics: dict[str, float | None] = field(default_factory=dict)
-    """Final metrics; empty until it is finished."""
-    error: str | None = None
-    """Why it failed, in one sentence."""
-    started: float | None = None
-    """Unix seconds of the first attempt."""
-    finished: float | None = None
-    """Unix seconds of success or of the last failure."""
-    seconds: float | None = None
-    """Time spent in all attempts."""
-    history: tuple[dict[str, Any], ...] = ()
-    """Attempts: node, started, ended, from_step, outcome, error."""
-    hardware: dict[str, Any] = field(default_factory=dict)
-    """Of the newest attempt: device, threads, workers, versions."""
-    holder: str | None = None
-    """Key of the sweep that is to train it now."""
-    training: str | None = None
-    """Unique name of this training; another one after `--fresh`."""
-    first_sweep: str | None = None
-    """Key of the sweep that trained it first,"""
-    first_row: str | None = None
-    """the row there,"""
-    first_seed: int | None = None
-    """and the seed."""
-
-    @property
-    def attempts(self) -> int:
-        """How often it was started."""
-        return len(self.history)
-
-    @property
-    def journal(self) -> Path:
-        """Metrics over steps, one JSON object a line."""
-        return self.folder / "journal.jsonl"
-
-    @property
-    def model(self) -> Path | None:
-        """Folder for ``detector.load``, once it is finished."""
-        return self.folder / "model" if self.state == "finished" else None
 
 
 class Ledger:
@@ -124,47 +73,42 @@ class Ledger:
 
     # Reading
 
-    def record(self, identity: str) -> Record:
-        """What is known of ``identity``; a pending record if nothing is."""
+    def record(self, identity: str, evaluations: Mapping[str, str] | None = None) -> Record:
+        """What is known of ``identity``; a pending record if nothing is.
+
+        ``evaluations``: keys of those that are asked for, too, by the prefix of their metrics ("" or "test_"). Without
+        any it is the training alone.
+        """
         folder = self.training(identity)
         status = self._status(identity)
         if status is None:
             return Record(identity, folder)
-        state, now = status["state"], time.time()
-        if state == "running" and not lease.held(self.sweep(status.get("holder") or "-")):
-            state = "pending"
-        newest = journal.last(folder / "journal.jsonl")
-        step = status["iterations"] if state == "finished" else min(newest["step"] if newest else 0, _limit(status))
-        seen = newest["time"] if newest else None
-        first = status.get("first") or {}
-        return Record(
-            identity=identity,
-            folder=folder,
-            state=state,
-            step=step,
-            iterations=status["iterations"],
-            metrics=status.get("metrics") or {},
-            error=status.get("error") if state == "failed" else None,
-            started=status["attempts"][0]["started"] if status["attempts"] else None,
-            finished=status.get("finished"),
-            seconds=_spent(status["attempts"], now if state == "running" else seen),
-            history=tuple(status["attempts"]),
-            hardware=status["attempts"][-1].get("hardware") or {} if status["attempts"] else {},
-            holder=status.get("holder"),
-            training=status["training"],
-            first_sweep=first.get("sweep"),
-            first_row=first.get("row"),
-            first_seed=first.get("seed"),
+        return read_record(
+            identity,
+            folder,
+            status,
+            evaluations=evaluations or {},
+            newest=journal.last(folder / "journal.jsonl"),
+            held=lease.held(self.sweep(status.get("holder") or "-")),
+            now=time.time(),
         )
 
-    def journal_metrics(self, identity: str, keys: Iterable[str]) -> tuple[list[int], dict[str, list[float | None]]]:
-        """Values of ``keys`` over the steps that have any: steps (n), and for each key n values or None."""
-        return journal.series(journal.read(self.training(identity) / "journal.jsonl"), keys)
+    def journal_metrics(
+        self, identity: str, keys: Iterable[str], evaluation: str | None = None
+    ) -> tuple[list[int], dict[str, list[float | None]]]:
+        """Values of ``keys`` over the steps that have any: steps (n), and for each key n values or None.
+
+        ``evaluation``: leaves out the figures of evaluations with another key.
+        """
+        return journal.series(journal.read(self.training(identity) / "journal.jsonl", evaluation), keys)
 
     # Writing: the driver before and after, the trial and its rank 0 meanwhile; one at a time by the training's lock
 
     def claim(self, identity: str, *, sweep: str, row: str, seed: int, config: dict[str, Any], iterations: int) -> bool:
-        """Makes ``sweep`` the one that trains ``identity``; False if another live sweep is at it."""
+        """Makes ``sweep`` the one that trains or evaluates ``identity``; False if another live sweep is at it.
+
+        What had failed or was cut short is pending then.
+        """
         folder = self.training(identity)
         with self._lock(identity):
             status = self._status(identity)
@@ -185,7 +129,10 @@ class Ledger:
                 if "outcome" not in attempt:
                     newest = journal.last(folder / "journal.jsonl")
                     attempt.update(outcome="lost", ended=max(attempt["started"], newest["time"] if newest else 0.0))
-            status.update(holder=sweep, state="pending", error=None)
+            status.update(holder=sweep, error=None)
+            if status["state"] != "finished":
+                status["state"] = "pending"
+            status["evaluations"] = _finished(status)
             write_json(folder / "status.json", status)
             return True
 
@@ -209,16 +156,15 @@ class Ledger:
             _end(status, "failed", error)
             write_json(self.training(identity) / "status.json", status)
 
-    def finished(self, identity: str, checkpoint: Path, metrics: dict[str, float | None]) -> None:
-        """Success: the model and the results in ``checkpoint`` move beside the status, then the state changes."""
+    def finished(self, identity: str, checkpoint: Path, metrics: Metrics) -> None:
+        """Success: the model in ``checkpoint`` moves beside the status, then the state changes."""
         folder = self.training(identity)
-        for name in ("model", "detections.json", "per_class.json"):
-            if (checkpoint / name).exists():
-                _copy(checkpoint / name, folder / name)
+        if (checkpoint / "model").exists():
+            _copy(checkpoint / "model", folder / "model")
         with self._lock(identity):
             status = self._known(identity)
             _end(status, "finished")
-            status.update(state="finished", metrics=metrics, error=None, finished=time.time(), holder=None)
+            status.update(state="finished", metrics=metrics, error=None, finished=time.time())
             write_json(folder / "status.json", status)
 
     def failed(self, identity: str, error: str | None = None) -> None:
@@ -233,14 +179,47 @@ class Ledger:
             status.update(state="failed", error=sentence, finished=time.time(), holder=None)
             write_json(self.training(identity) / "status.json", status)
 
-    def interrupted(self, identity: str) -> None:
-        """Its driver was told to stop: it is pending, to be continued from its newest checkpoint."""
+    def release(self, identity: str) -> None:
+        """Nobody is at it any more: what isn't finished or failed is pending, a training from its newest checkpoint."""
         with self._lock(identity):
             status = self._known(identity)
             if status["state"] in ("pending", "running"):
                 _end(status, "interrupted")
-                status.update(state="pending", holder=None)
-                write_json(self.training(identity) / "status.json", status)
+                status["state"] = "pending"
+            status["evaluations"] = {key: one for key, one in _evaluations(status).items() if one["state"] != "running"}
+            status["holder"] = None
+            write_json(self.training(identity) / "status.json", status)
+
+    def evaluation_started(self, identity: str, key: str, settings: dict[str, Any]) -> None:
+        """The evaluation ``key`` of a finished training begins; ``settings`` say in words what the key is a hash of."""
+        self._evaluation(identity, key, {"state": "running", "started": time.time(), "settings": settings})
+
+    def evaluated(self, identity: str, key: str, results: Path, metrics: Metrics, settings: dict[str, Any]) -> None:
+        """An evaluation's figures, and detections.json and per_class.json in the folder ``results``."""
+        target = evaluation_folder(self.training(identity), key)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("detections.json", "per_class.json"):
+            if (results / name).exists():
+                _copy(results / name, target / name)
+        self._evaluation(
+            identity, key, {"state": "finished", "finished": time.time(), "settings": settings, "metrics": metrics}
+        )
+
+    def evaluation_failed(self, identity: str, key: str, error: str) -> None:
+        """An evaluation failed for good; the training stays finished."""
+        with self._lock(identity):
+            status = self._known(identity)
+            if status.get("holder") is None or key in _finished(status):
+                return  # as above
+            known = _evaluations(status).get(key, {})
+            status["evaluations"] = _evaluations(status) | {key: known | {"state": "failed", "error": error}}
+            write_json(self.training(identity) / "status.json", status)
+
+    def _evaluation(self, identity: str, key: str, entry: dict[str, Any]) -> None:
+        with self._lock(identity):
+            status = self._known(identity)
+            status["evaluations"] = _evaluations(status) | {key: entry}
+            write_json(self.training(identity) / "status.json", status)
 
     def set_aside(self, identity: str) -> None:
         """Moves a training out of the way, so that it is trained anew; what it had stays in STORAGE/replaced/."""
@@ -312,8 +291,12 @@ class Ledger:
         return status
 
 
-def _limit(status: dict[str, Any]) -> int:
-    return status["iterations"] if status["iterations"] else 1 << 62
+def _evaluations(status: dict[str, Any]) -> dict[str, Any]:
+    return status.get("evaluations") or {}
+
+
+def _finished(status: dict[str, Any]) -> dict[str, Any]:
+    return {key: one for key, one in _evaluations(status).items() if one["state"] == "finished"}
 
 
 def _end(status: dict[str, Any], outcome: str, error: str | None = None) -> None:
@@ -322,13 +305,6 @@ def _end(status: dict[str, Any], outcome: str, error: str | None = None) -> None
             attempt.update(outcome=outcome, ended=time.time())
             if error:
                 attempt["error"] = error
-
-
-def _spent(attempts: list[dict[str, Any]], until: float | None) -> float | None:
-    """Seconds in all attempts; one without an end lasted to ``until``."""
-    if not attempts:
-        return None
-    return sum(max(0.0, (a.get("ended") or until or a["started"]) - a["started"]) for a in attempts)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from detector.progress import duration
 from orchestrator import journal
-from orchestrator.ledger import Ledger, Record
+from orchestrator.ledger import Ledger
+from orchestrator.record import Record
 
 if TYPE_CHECKING:
     from orchestrator.plan import PlannedRow
@@ -45,22 +46,22 @@ class Line:
 
 def read_lines(rows: Iterable[PlannedRow], ledger: Ledger) -> list[Line]:
     """The present state of ``rows``, from the ledger; rows that share a training share its figures."""
-    seen: dict[str, Line] = {}
+    seen: dict[tuple[str, ...], Line] = {}
     lines = []
     for row in rows:
-        if row.identity not in seen:
-            record = ledger.record(row.identity)
-            seen[row.identity] = _line(row, record)
-        lines.append(Line(**{**vars(seen[row.identity]), "row": row.row, "seed": row.seed}))
+        key = (row.identity, *row.evaluations.values())
+        if key not in seen:
+            seen[key] = _line(row, ledger.record(row.identity, row.evaluations))
+        lines.append(Line(**{**vars(seen[key]), "row": row.row, "seed": row.seed}))
     return lines
 
 
 def _line(row: PlannedRow, record: Record) -> Line:
     trained = journal.last(record.journal, "train")
-    evaluated = journal.last(record.journal, "evaluation")
+    evaluated = journal.last(record.journal, "evaluation", row.evaluation or None)
     metrics = record.metrics or (evaluated["metrics"] if evaluated else {})
     left = None
-    if record.state == "running" and trained:
+    if record.state == "running" and trained and not record.trained:
         attempt = record.history[-1]
         done, spent = trained["step"] - attempt["from_step"], trained["time"] - attempt["started"]
         if done > 0:

@@ -66,8 +66,18 @@ class PlannedRow:
     """Training split."""
     val: SplitFacts | None = None
     """Validation split."""
+    test: SplitFacts | None = None
+    """Split that is evaluated once, at the end, if there is one."""
     evaluation: str = ""
-    """Hash of how it is evaluated."""
+    """Key of its evaluation on ``val``,"""
+    test_evaluation: str = ""
+    """and of that on ``test``."""
+
+    @property
+    def evaluations(self) -> dict[str, str]:
+        """Keys of its evaluations, by the prefix of their metrics."""
+        found = {"": self.evaluation, "test_": self.test_evaluation}
+        return {prefix: key for prefix, key in found.items() if key}
 
 
 @dataclass(frozen=True)
@@ -140,7 +150,6 @@ def make_plan(request: SweepRequest) -> Plan:
     ledger.prepare()
     facts.remember()
     rows = [_planned(draft, model, seed, facts) for draft, model in zip(drafts, models, strict=True) for seed in seeds]
-    _refuse_other_evaluations(rows)
     names = {row.row for row in rows}
     return Plan(
         key=sweep_key(spec.name, request.profile, settings),
@@ -272,17 +281,20 @@ class _Facts:
         self._ledger = ledger
         self._known: dict[tuple[str, str], SplitFacts] = {}
 
-    def of(self, root: str, config: TrainingConfig) -> tuple[SplitFacts, SplitFacts]:
-        """Training and validation split of ``config`` in ``root``, found to have the same classes."""
+    def of(self, root: str, config: TrainingConfig) -> tuple[SplitFacts, SplitFacts, SplitFacts | None]:
+        """Training, validation and test split of ``config`` in ``root``, found to have the same classes."""
         train, val = (self._split(root, split) for split in (config.data.train, config.data.val))
-        check_categories(train, val)
+        test = None if config.data.test is None else self._split(root, config.data.test)
+        for other in (val, test):
+            if other is not None:
+                check_categories(train, other)
         classes = config.model.num_classes
         if classes is not None and classes != len(train.categories):
             raise InputError(
                 f"model.num_classes is {classes}, but the data set in {root} has {len(train.categories)} categories; "
                 "leave model.num_classes out, or set it to null"
             )
-        return train, val
+        return train, val, test
 
     def _split(self, root: str, split: str) -> SplitFacts:
         if (root, split) not in self._known:
@@ -299,14 +311,16 @@ class _Facts:
 
         assert config.data.generated is not None
         root = generate(config.data.generated, self._ledger.data)
-        data = config.data.model_copy(update={"root": str(root), "train": "train", "val": "val", "test": None})
+        # A recipe's own test split is not among what is generated.
+        test = config.data.test if config.data.test in ("train", "val") else None
+        data = config.data.model_copy(update={"root": str(root), "train": "train", "val": "val", "test": test})
         return config.model_copy(update={"data": data})
 
 
 def _planned(draft: _Draft, model: ModelConfig, seed: int, facts: _Facts) -> PlannedRow:
     config = draft.config if draft.config.data.generated is None else facts.generate(draft.config)
     root = _root(config)
-    train, val = facts.of(root, config)
+    train, val, test = facts.of(root, config)
     config = config.model_copy(
         update={
             "model": model.model_copy(update={"num_classes": len(train.categories)}),
@@ -326,7 +340,9 @@ def _planned(draft: _Draft, model: ModelConfig, seed: int, facts: _Facts) -> Pla
         departures=draft.departures,
         train=train,
         val=val,
-        evaluation=evaluation_identity(config, val_digest=val.digest),
+        test=test,
+        evaluation=evaluation_identity(config, split_digest=val.digest),
+        test_evaluation="" if test is None else evaluation_identity(config, split_digest=test.digest),
     )
 
 
@@ -346,15 +362,3 @@ def _absolute(path: str) -> str:
 def _splits(config: TrainingConfig) -> tuple[str, ...]:
     data = config.data
     return (data.train, data.val) if data.test is None else (data.train, data.val, data.test)
-
-
-def _refuse_other_evaluations(rows: Sequence[PlannedRow]) -> None:
-    """One training has one set of figures, so its rows must be evaluated alike."""
-    first: dict[str, PlannedRow] = {}
-    for row in rows:
-        known = first.setdefault(row.identity, row)
-        if known.evaluation != row.evaluation:
-            raise InputError(
-                f'the rows "{known.row}" and "{row.row}" are the same training with another evaluation (data.val, '
-                "model.postprocess or the size of the images); put them into two sweeps with a storage each"
-            )

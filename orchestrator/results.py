@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator.ledger import Record
 from orchestrator.plan import Plan, PlannedRow
+from orchestrator.record import Record
 
 
 class Results(Protocol):
     """The part of the ledger that results are read from."""
 
-    def record(self, identity: str) -> Record:
-        """What is known of a training."""
+    def record(self, identity: str, evaluations: Mapping[str, str] | None = None) -> Record:
+        """What is known of a training, with those evaluations."""
 
     def run_id(self, sweep_key: str, row: str, seed: int) -> str | None:
         """MLflow run of a row and seed."""
@@ -24,8 +24,10 @@ class Results(Protocol):
     def reused_from(self, sweep_key: str, row: str, seed: int, identity: str) -> str | None:
         """The row whose training this one uses, if it isn't its own."""
 
-    def journal_metrics(self, identity: str, keys: Iterable[str]) -> tuple[list[int], dict[str, list[float | None]]]:
-        """Metrics over the steps."""
+    def journal_metrics(
+        self, identity: str, keys: Iterable[str], evaluation: str | None = None
+    ) -> tuple[list[int], dict[str, list[float | None]]]:
+        """Metrics over the steps, without those of other evaluations than the one named."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def result_rows(plan: Plan, ledger: Results) -> list[dict[str, Any]]:
     """One entry a row and seed, as ``--json`` prints them; an undefined metric is None."""
     entries = []
     for row in plan.rows:
-        record = ledger.record(row.identity)
+        record = ledger.record(row.identity, row.evaluations)
         entries.append(
             {
                 "row": row.row,

@@ -10,6 +10,8 @@ import getpass
 import logging
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -160,6 +162,14 @@ class RunStore:
         """Writes points, ``BATCH`` at a time."""
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+
+    def log_file(self, run_id: str, path: Path, name: str) -> None:
+        """Puts a file into the run under ``name``."""
+        if name == path.name:
+            self.client.log_artifact(run_id, str(path))
+            return
+        with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
+            self.client.log_artifact(run_id, shutil.copy(path, Path(scratch) / name))
 
     def log_report(self) -> None:
         """Puts the report, as far as it is written, into the sweep's own run."""

@@ -1,4 +1,4 @@
-"""One pass over a sweep: what is finished stays, the rest is trained on Ray, and MLflow follows from the journals.
+"""One pass over a sweep: what is finished stays, the rest is trained and evaluated on Ray, MLflow follows the journals.
 
 The main thread holds the ledger, the live table and the signals; Tune runs in a thread of its own and the tracking
 writer in another. Nothing in here is needed to resume: the same call again is the resumption.
@@ -14,18 +14,19 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from detector.errors import UnreachableError
 from orchestrator import nodes
+from orchestrator.identity import evaluation_settings
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.live_table import LiveTable
 
 if TYPE_CHECKING:
-    from orchestrator.dataset import SplitFacts
+    from orchestrator.evaluation import EvaluationJob
     from orchestrator.plan import Plan, PlannedRow
     from orchestrator.tracking import Tracker
     from orchestrator.worker import Assignment
@@ -105,14 +106,12 @@ class _Pass:
         from orchestrator.tracking import Tracker
 
         tracker = Tracker(self.plan, self.ledger)
-        todo = [
-            identity for identity in self.plan.trainings if fresh or self.ledger.record(identity).state != "finished"
-        ]
+        todo = list(dict.fromkeys(row.identity for row in self.plan.rows if fresh or self._state(row) != "finished"))
         # MLflow's first look at its store takes seconds, which the cluster's start can hide.
         connecting = _Background(tracker.connect)
         try:
             if todo:
-                convert_data(self.plan, todo, self.ledger, before=connecting.wait)
+                convert_data(self.plan, todo, self.ledger, fresh=fresh, before=connecting.wait)
                 with nodes.connected(address) as cluster:
                     self._listen()
                     try:
@@ -142,6 +141,8 @@ class _Pass:
         self, cluster: nodes.Nodes, todo: list[str], tracker: Tracker, max_concurrent: int | None, fresh: bool
     ) -> None:
         needs = {identity: cluster.need(self.plan.trainings[identity].resources) for identity in todo}
+        for identity in [] if fresh else [one for one in todo if self.ledger.record(one).trained]:
+            needs[identity] = replace(needs[identity], workers=1)  # only to be evaluated
         nodes.check_room(cluster, needs.values())
         room = min(cluster.room(need) for need in needs.values())
         at_once = max(1, min(room, max_concurrent or room))
@@ -159,14 +160,18 @@ class _Pass:
                 f"the cluster stopped scheduling ({' '.join(str(self._broken).split())[:300]}); run the same command "
                 "again to continue"
             )
-        for identity in self._claimed:
+        for identity, assignment in assignments.items():
+            error = self._tune_error.get(identity)
             if self.ledger.record(identity).state in ("pending", "running"):
-                self.ledger.failed(identity, self._tune_error.get(identity))
+                self.ledger.failed(identity, error)
+            for job in assignment.evaluations if self.ledger.record(identity).trained else ():
+                if self.ledger.record(identity, {"": job.key}).state in ("pending", "running"):
+                    self.ledger.evaluation_failed(identity, job.key, error or "it ended without saying why")
         table.close()
         tracker.stop_polling()
 
     def _claim(self, needs: dict[str, nodes.Need], fresh: bool) -> dict[str, Assignment]:
-        """Takes the trainings that are not finished, in the order of the rows; what each is to do, by identity."""
+        """Takes what is not finished, in the order of the rows; what each training is to do, by identity."""
         assignments: dict[str, Assignment] = {}
         for row in self.plan.rows:
             if row.identity not in needs or row.identity in assignments or row.identity in self._held:
@@ -196,9 +201,26 @@ class _Pass:
             identity=row.identity,
             storage=str(self.ledger.storage),
             config=row.config.model_dump(mode="json"),
-            digests={facts.split: facts.digest for facts in _splits(row)},
+            digests={facts.split: facts.digest for facts in (row.train, row.val) if facts is not None},
+            evaluations=self._evaluations(row.identity),
             gpus_per_worker=gpus,
         )
+
+    def _evaluations(self, identity: str) -> tuple[EvaluationJob, ...]:
+        """What the rows of a training ask for, each once; first that of the first row, which is its own."""
+        from orchestrator.evaluation import EvaluationJob
+
+        jobs: dict[str, EvaluationJob] = {}
+        for row in self.plan.rows:
+            for facts, key in ((row.val, row.evaluation), (row.test, row.test_evaluation)):
+                if row.identity == identity and facts is not None and key not in jobs:
+                    settings = evaluation_settings(row.config, split_digest=facts.digest)
+                    config = row.config.model_dump(mode="json")
+                    jobs[key] = EvaluationJob(key, facts.split, facts.digest, config, settings)
+        return tuple(jobs.values())
+
+    def _state(self, row: PlannedRow) -> str:
+        return self.ledger.record(row.identity, row.evaluations).state
 
     def _run_tune(self, assignments: dict[str, Assignment], at_once: int) -> None:
         from ray import tune
@@ -252,7 +274,7 @@ class _Pass:
     def _release(self) -> None:
         for identity in self._claimed:
             with contextlib.suppress(Exception):
-                self.ledger.interrupted(identity)
+                self.ledger.release(identity)
 
     def _give_up(self, tracker: Tracker, stop: Interrupted) -> SweepOutcome:
         """A signal: first the ledger, then the runs' states, within the seconds that a job's stop leaves."""
@@ -272,13 +294,13 @@ class _Pass:
     def _outcome(self, tracker: Tracker) -> SweepOutcome:
         from orchestrator.report import write_report
 
-        states = {identity: self.ledger.record(identity).state for identity in self.plan.trainings}
-        complete = all(state == "finished" for state in states.values())
+        states = [self._state(row) for row in self.plan.rows]
+        complete = all(state == "finished" for state in states)
         write_report(self.plan, self.ledger)
         notice = tracker.finish("FINISHED" if complete else "FAILED")
         if complete:
             return SweepOutcome("complete", notice=notice)
-        failed = [row.row for row in self.plan.rows if states[row.identity] == "failed"]
+        failed = [row.row for row, state in zip(self.plan.rows, states, strict=True) if state == "failed"]
         parts = [f"{len(failed)} of {len(self.plan.rows)} rows failed ({', '.join(failed)})"] if failed else []
         if self._held:
             parts.append(f"{len(self._held)} trainings are another live sweep's; run this again when it has ended")
@@ -286,32 +308,31 @@ class _Pass:
 
 
 def convert_data(
-    plan: Plan, identities: Collection[str], ledger: Ledger, *, before: Callable[[], None] = lambda: None
+    plan: Plan,
+    identities: Collection[str],
+    ledger: Ledger,
+    *,
+    fresh: bool = False,
+    before: Callable[[], None] = lambda: None,
 ) -> None:
-    """Converts the data of ``identities``, each split once, before any training starts.
+    """Converts the data that ``identities`` still need, each split once, before anything starts.
 
     ``before`` is called if that is going to take time. Raises ``InputError`` for data that can't be used.
     """
     from detector.data.store import ensure_store, is_store
 
     # Data sets that each node keeps on its own disk are converted there, at first use.
-    wanted = {
-        (facts.root, facts.split, facts.digest)
-        for row in plan.rows
-        if row.identity in identities and row.config.data.cache is None
-        for facts in _splits(row)
-        if not is_store(ledger.data / facts.digest)
+    rows = [row for row in plan.rows if row.identity in identities and row.config.data.cache is None]
+    splits = {
+        facts
+        for row in rows
+        for facts in (row.train if fresh or not ledger.record(row.identity).trained else None, row.val, row.test)
+        if facts is not None and not is_store(ledger.data / facts.digest)
     }
-    if wanted:
+    if splits:
         before()
-    for root, split, digest in sorted(wanted):
+    for root, split, digest in sorted({(facts.root, facts.split, facts.digest) for facts in splits}):
         ensure_store(root, split, ledger.data, digest=digest)
-
-
-def _splits(row: PlannedRow) -> tuple[SplitFacts, SplitFacts]:
-    assert row.train is not None
-    assert row.val is not None
-    return row.train, row.val
 
 
 class _Background:

@@ -27,14 +27,14 @@ def _sync(arguments: argparse.Namespace) -> Answer:
     ledger = Ledger(plan.storage)
     # A live driver writes the same runs: there must be one writer.
     with Lease(plan.folder):
-        for identity in plan.trainings:
-            record = ledger.record(identity)
+        for row in plan.rows:
+            record = ledger.record(row.identity, row.evaluations)
             if record.state == "running" and record.holder == plan.key:
-                ledger.interrupted(identity)  # its driver is gone, or the lease could not be had
+                ledger.release(row.identity)  # its driver is gone, or the lease could not be had
         tracker = Tracker(plan, ledger, thorough=True)
         tracker.connect()
         tracker.open()
-        states = {ledger.record(identity).state for identity in plan.trainings}
+        states = {ledger.record(row.identity, row.evaluations).state for row in plan.rows}
         problem = tracker.finish("FINISHED" if states == {"finished"} else "FAILED" if "failed" in states else "KILLED")
     rows = result_rows(plan, ledger)
     status = "unreachable" if problem else "complete" if states == {"finished"} else "partial"

@@ -1,8 +1,8 @@
 """MLflow as a view of the ledger: one writer on the driver turns journals into runs.
 
 Experiment: the sweep's name. In it one parent run a sweep key, and below it one run for each row and seed, for ever the
-same. A row whose training another row (of this sweep or another) did gets a light run: parameters, final metrics, model
-and where it came from; the curves are in the source run.
+same. A row whose training another row (of this sweep or another) did gets a light run: parameters, final metrics of its
+own evaluation, model and where it came from; the curves are in the source run.
 
 What MLflow already has is asked of MLflow itself, so that nothing is written twice after a restart of whatever kind,
 and ``push`` may be repeated at any time.
@@ -14,11 +14,14 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from detector.keys import flat
 from orchestrator import journal
-from orchestrator.ledger import Ledger, Record
+from orchestrator.files import read_json
+from orchestrator.ledger import Ledger
+from orchestrator.record import Record
 from orchestrator.runs import RunStore, has, reason, without_secrets
 
 if TYPE_CHECKING:
@@ -37,7 +40,11 @@ class _RowRun:
     """The run of one row and seed, as far as this process knows it."""
 
     row: PlannedRow
+    evaluations: dict[str, str]
+    """Keys of the evaluations that it shows, by the prefix of their metrics."""
     run_id: str | None = None
+    foreign: bool = False
+    """Of another sweep, which began what this one continues; ``row`` is ours."""
     status: str | None = None
     reader: journal.Reader | None = None
     attempts: int = 0
@@ -57,7 +64,7 @@ class Tracker:
 
     def __init__(self, plan: Plan, ledger: Ledger, *, thorough: bool = False) -> None:
         self.plan, self.ledger, self._thorough = plan, ledger, thorough
-        self._runs = [_RowRun(row) for row in plan.rows]
+        self._runs = [_RowRun(row, row.evaluations) for row in plan.rows]
         self.store = RunStore(plan, ledger)
         self._away: str | None = None
         self._foreign: dict[str, _RowRun] = {}
@@ -153,8 +160,8 @@ class Tracker:
     def _push_row(self, run: _RowRun) -> bool:
         """Brings one run to what the ledger says; False if the run that it builds on isn't there yet."""
         row = run.row
-        record = self.ledger.record(row.identity)
-        if record.attempts == 0 or record.holder not in (None, self.plan.key):
+        record = self.ledger.record(row.identity, run.evaluations)
+        if record.attempts == 0 or (not record.trained and record.holder not in (None, self.plan.key)):
             return True  # nothing to show, or another sweep's to show
         source = self._source(row, record)
         if source is not None:
@@ -198,12 +205,14 @@ class Tracker:
             found = self.store.verified(run_id, tags) or self.store.search_everywhere(
                 record.training or "", tags | {"sweep": record.first_sweep, "row": record.first_row}
             )
-            self._foreign[row.identity] = _RowRun(row, found.info.run_id if found else None)
+            shown = _evaluations_of(found.data.tags) if found else {}
+            self._foreign[row.identity] = _RowRun(row, shown, found.info.run_id if found else None, foreign=True)
         source = self._foreign[row.identity]
         if source.run_id is None:
             return None
         if not source.complete:
             # This sweep continues what the other had begun: its curves grow where they are.
+            record = self.ledger.record(row.identity, source.evaluations)
             self._push_curves(source, record)
             if record.state == "finished":
                 self._log_result(source, record)
@@ -224,10 +233,10 @@ class Tracker:
         }
         found = self.store.verified(self.ledger.run_id(self.plan.key, row.row, row.seed), tags)
         found = found or next((other for other in self.store.search() if has(other, tags)), None)
-        training = {"identity": row.identity, "training": record.training or ""}
+        training = {"identity": row.identity, "training": record.training or "", **_tags_of(row.evaluations)}
         if found is not None and not has(found, training):
-            # It showed another training of this row: trained anew, or from an edited specification. Metrics can't be
-            # taken out of a run, so it goes to MLflow's trash.
+            # It showed another training or evaluation of this row: trained anew, or from an edited specification.
+            # Metrics can't be taken out of a run, so it goes to MLflow's trash.
             self.client.delete_run(found.info.run_id)
             found = None
         if found is None:
@@ -245,7 +254,8 @@ class Tracker:
         """New lines of the journal, as far as MLflow lacks them."""
         assert run.run_id is not None
         if run.reader is None:
-            run.reader, run.logged = journal.Reader(record.journal), self.store.steps(run.run_id)
+            run.reader = journal.Reader(record.journal, run.evaluations.get(""))
+            run.logged = self.store.steps(run.run_id)
         if run.attempts != record.attempts:
             # The journal was cut: lines before the old end may be new ones.
             run.reader.rewind()
@@ -279,14 +289,30 @@ class Tracker:
         self._log_points(run, [(key, value, record.iterations, at) for key, value in record.metrics.items()])
         # Without the mark an upload may have been cut short.
         there = {file.path for file in self.client.list_artifacts(run.run_id)} if run.marked else set()
-        for name in ("config.json", "detections.json", "per_class.json"):
-            if (record.folder / name).exists() and name not in there:
-                self.client.log_artifact(run.run_id, str(record.folder / name))
+        for prefix, folder in record.evaluations.items():
+            for name in ("detections.json", "per_class.json"):
+                if (folder / name).exists() and prefix + name not in there:
+                    self.store.log_file(run.run_id, folder / name, prefix + name)
+        if "config.json" not in there:
+            # The row's own, of which the training's may differ in the evaluation.
+            mine = run.row.config.model_dump(mode="json")
+            config: Any = read_json(record.folder / "config.json") if run.foreign else mine
+            self.client.log_dict(run.run_id, config, "config.json")
         assert record.model is not None
         if "model" not in there:
-            self.client.log_artifacts(run.run_id, str(record.model), artifact_path="model")
+            self._log_model(run, record.model)
         self.store.set_tags(run.run_id, {"complete": record.training or ""})
         run.complete = True
+
+    def _log_model(self, run: _RowRun, model: Path) -> None:
+        assert run.run_id is not None
+        self.client.log_artifacts(run.run_id, str(model), artifact_path="model")
+        description: Any = read_json(model / "config.json")
+        postprocess = run.row.config.model.postprocess.model_dump(mode="json")
+        if not run.foreign and description["model"]["postprocess"] != postprocess:
+            # What is loaded from a row's run must find what the row's figures say.
+            description["model"]["postprocess"] = postprocess
+            self.client.log_dict(run.run_id, description, "model/config.json")
 
     def _set_status(self, run: _RowRun, status: str) -> None:
         assert run.run_id is not None
@@ -298,3 +324,11 @@ class Tracker:
 def _params(row: PlannedRow) -> dict[str, str]:
     """The resolved configuration under the YAML's dotted keys. MLflow keeps at most 6000 characters of a value."""
     return {key: str(value)[:6000] for key, value in flat(row.config).items()}
+
+
+def _tags_of(evaluations: dict[str, str]) -> dict[str, str]:
+    return {f"{prefix}evaluation": key for prefix, key in evaluations.items()}
+
+
+def _evaluations_of(tags: dict[str, str]) -> dict[str, str]:
+    return {prefix: tags[f"{prefix}evaluation"] for prefix in ("", "test_") if f"{prefix}evaluation" in tags}

@@ -1,4 +1,4 @@
-"""One identity being trained: a Tune trial whose function runs Ray Train and tells the ledger how it ended.
+"""One identity being trained and evaluated: a Tune trial that runs Ray Train and tells the ledger how it ended.
 
 Ray Train keeps its checkpoints under the identity's own folder, and so continues from the newest one whenever the same
 identity is trained again. Tune only decides when each trial starts.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator.evaluation import EvaluationJob, evaluate_training
 from orchestrator.ledger import Ledger
 from orchestrator.worker import Assignment, is_ours, sentence, work
 
@@ -27,31 +28,64 @@ PLACEMENT = {"pack": "PACK", "spread": "SPREAD", "one_node": "STRICT_PACK"}
 
 
 def run_trial(params: dict[str, Any], *, assignments: dict[str, Assignment]) -> None:
-    """Tune's function: trains ``params["identity"]``. A failure is written down, not raised, so that others go on."""
+    """Tune's function: trains ``params["identity"]``, unless that is done, and makes the evaluations that it lacks.
+
+    A failure is written down, not raised, so that others go on.
+    """
     from ray import tune
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     assignment = assignments[params["identity"]]
     ledger = Ledger(assignment.storage)
     for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if not ledger.record(assignment.identity).trained:
+        _train(assignment, ledger)
+    if ledger.record(assignment.identity).trained:
+        for job in assignment.evaluations:
+            if ledger.record(assignment.identity, {"": job.key}).state != "finished":
+                _evaluate(assignment, job, ledger)
+        ledger.release(assignment.identity)
+    # Tune forgets a trial that never reports.
+    tune.report({"state": ledger.record(assignment.identity).state})
+
+
+def _train(assignment: Assignment, ledger: Ledger) -> None:
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    first = assignment.evaluations[0]
     for retries_left in range(RETRIES, -1, -1):
         try:
             result = _trainer(assignment, ledger).fit()
             if result.checkpoint is None or result.return_value is None:
                 raise RuntimeError("the training ended without a checkpoint")
-            ledger.finished(assignment.identity, Path(result.checkpoint.path), result.return_value)
-            break
+            checkpoint, metrics = Path(result.checkpoint.path), result.return_value
+            ledger.evaluated(assignment.identity, first.key, checkpoint, metrics["evaluation"], first.settings)
+            ledger.finished(assignment.identity, checkpoint, metrics["training"])
+            return
         except TrainingFailedError as error:
             # Wrong data, or a loss that is no longer finite, would only fail again.
             if retries_left == 0 or any(is_ours(one) for one in _causes(error)):
                 ledger.failed(assignment.identity, cause(error))
-                break
+                return
         except (OSError, RuntimeError) as error:
             ledger.failed(assignment.identity, sentence(error))
-            break
-    # Tune forgets a trial that never reports.
-    tune.report({"state": ledger.record(assignment.identity).state})
+            return
+
+
+def _evaluate(assignment: Assignment, job: EvaluationJob, ledger: Ledger) -> None:
+    """One task with the room of one worker, outside the trial's own, which has none."""
+    import ray
+
+    task = ray.remote(
+        num_cpus=assignment.training_config.resources.cpus_per_worker,
+        num_gpus=assignment.gpus_per_worker,
+        max_retries=RETRIES,
+        scheduling_strategy="DEFAULT",
+    )(evaluate_training)
+    try:
+        ray.get(task.remote(assignment, job))
+    except Exception as error:
+        ledger.evaluation_failed(assignment.identity, job.key, sentence(list(_chain(error))[-1]))
 
 
 def _trainer(assignment: Assignment, ledger: Ledger) -> Any:

@@ -17,7 +17,9 @@ from typing import Any
 
 from detector.config import TrainingConfig
 from orchestrator import journal
+from orchestrator.evaluation import EvaluationJob
 from orchestrator.ledger import Ledger
+from orchestrator.record import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,9 @@ class Assignment:
     config: dict[str, Any]
     """The resolved ``TrainingConfig`` as plain values."""
     digests: dict[str, str]
-    """Digest of each split."""
+    """Digest of the training and of the validation split."""
+    evaluations: tuple[EvaluationJob, ...]
+    """Those that the rows ask for; the training makes the first one itself."""
     gpus_per_worker: float
     """GPUs of each worker; 0 trains on CPUs."""
 
@@ -41,8 +45,8 @@ class Assignment:
         return TrainingConfig.model_validate(self.config)
 
 
-def work(settings: dict[str, Assignment]) -> dict[str, float | None]:
-    """Trains this rank's share of ``settings["assignment"]`` and returns the final metrics.
+def work(settings: dict[str, Assignment]) -> dict[str, Metrics]:
+    """Trains this rank's share of ``settings["assignment"]``; returns the final metrics of "training" and "evaluation".
 
     Raises what the training raises, after writing it into the ledger.
     """
@@ -57,7 +61,7 @@ def work(settings: dict[str, Assignment]) -> dict[str, float | None]:
     ledger = Ledger(assignment.storage)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    _log_to(ledger.training(assignment.identity) / ("worker.log" if rank == 0 else f"worker-{rank}.log"))
+    log_to(ledger.training(assignment.identity) / ("worker.log" if rank == 0 else f"worker-{rank}.log"))
     threads = config.resources.cpus_per_worker
     torch.set_num_threads(threads)
     device = torch.device("cuda" if assignment.gpus_per_worker and torch.cuda.is_available() else "cpu")
@@ -75,15 +79,11 @@ def work(settings: dict[str, Assignment]) -> dict[str, float | None]:
             ensure_store(config.data.root, split, folder, digest=assignment.digests[split])
             for split in (config.data.train, config.data.val)
         ]
+        hooks = _hooks(ledger.record(assignment.identity).journal, rank, assignment.evaluations[0].key)
         with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
-            return train(
-                config,
-                *stores,
-                folder=Path(scratch),
-                hooks=_hooks(ledger.record(assignment.identity).journal, rank),
-                resume_from=resume_from,
-                device=device,
-            )
+            metrics = train(config, *stores, folder=Path(scratch), hooks=hooks, resume_from=resume_from, device=device)
+        training = {key: value for key, value in metrics.items() if key not in hooks.evaluated}
+        return {"training": training, "evaluation": hooks.evaluated}
     except Exception as error:
         log.exception("rank %d failed", rank)
         ledger.attempt_failed(assignment.identity, sentence(error))
@@ -103,7 +103,7 @@ def is_ours(error: BaseException) -> bool:
     return type(error).__module__.startswith("detector.")
 
 
-def _hooks(path: Path, rank: int) -> Any:
+def _hooks(path: Path, rank: int, evaluation: str) -> Any:
     import ray.train
 
     from detector.training import Hooks
@@ -111,13 +111,17 @@ def _hooks(path: Path, rank: int) -> Any:
     class JournalHooks(Hooks):
         """Rank 0 writes the journal; all ranks report checkpoints, which is a barrier."""
 
+        def __init__(self) -> None:
+            self.evaluated: Metrics = {}
+
         def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
             if rank == 0:
                 journal.append(path, step, "train", dict(metrics))
 
         def on_evaluation(self, step: int, metrics: dict[str, float | None]) -> None:
             if rank == 0:
-                journal.append(path, step, "evaluation", metrics, durable=True)
+                journal.append(path, step, "evaluation", metrics, evaluation=evaluation, durable=True)
+                self.evaluated = metrics
 
         def on_checkpoint(self, step: int, folder: Path | None, metrics: dict[str, float | None]) -> None:
             checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(folder)
@@ -157,7 +161,8 @@ def _hardware(device: Any, threads: int, workers: int) -> dict[str, Any]:
     }
 
 
-def _log_to(path: Path) -> None:
+def log_to(path: Path) -> None:
+    """Writes what we log from now on to ``path``, and nowhere else."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
     for name in ("orchestrator", "detector"):

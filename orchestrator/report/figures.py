@@ -32,8 +32,8 @@ def curves(plan: Plan, ledger: Results, metric: str, rows: Sequence[str]) -> lis
     found = []
     for name in rows:
         table: dict[int, list[float | None]] = {}
-        for identity in dict.fromkeys(row.identity for row in plan.rows if row.row == name):
-            steps, values = ledger.journal_metrics(identity, [metric])
+        for identity, key in dict.fromkeys((row.identity, row.evaluation) for row in plan.rows if row.row == name):
+            steps, values = ledger.journal_metrics(identity, [metric], key or None)
             for step, value in zip(steps, values[metric], strict=True):
                 table.setdefault(step, []).append(value)
         points = [(float(step), average.value) for step in sorted(table) if (average := mean(table[step])) is not None]

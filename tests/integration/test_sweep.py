@@ -54,6 +54,16 @@ rows:
 """
 
 
+EVALUATED = """
+name: evaluated
+title: The trainings of the tiny sweep, evaluated in other ways
+base: small
+rows:
+  - {name: same, set: {data.test: train}}
+  - {name: few, set: {model.postprocess.max_detections: 1}}
+"""
+
+
 class Place:
     """Where the sweep lies, and its command."""
 
@@ -62,6 +72,7 @@ class Place:
         (folder / "bases" / "small.yaml").write_text(BASE)
         (folder / "tiny.yaml").write_text(SWEEP)
         (folder / "failing.yaml").write_text(FAILING)
+        (folder / "evaluated.yaml").write_text(EVALUATED)
         self.folder, self.storage = folder, folder / "storage"
         self.uri = f"sqlite:///{self.storage / 'mlflow.db'}"
         self.ledger = Ledger(self.storage)
@@ -190,9 +201,10 @@ def test_mlflow_has_one_run_a_row_with_every_step_once(place, finished):
 def test_the_model_of_a_run_finds_the_boxes_that_were_evaluated(place, finished):
     row = finished["rows"][2]
     model = detector.load(f"runs:/{row['run_id']}/model", device="cpu", tracking_uri=place.uri)
+    (evaluated_in,) = (place.ledger.training(row["identity"]) / "evaluations").iterdir()
     record = place.ledger.record(row["identity"])
     same = detector.load(record.model, device="cpu")
-    evaluated = read_json(record.folder / "detections.json")
+    evaluated = read_json(evaluated_in / "detections.json")
     root = Path(read_json(record.folder / "config.json")["data"]["root"])
     images = read_json(root / "annotations" / "val.json")["images"]
     assert len(images) == 4
@@ -232,6 +244,27 @@ def test_a_new_mlflow_store_is_rebuilt_from_the_ledger(place, finished):
     run = client.get_run(document["rows"][0]["run_id"])
     assert run.info.status == "FINISHED"
     assert len(client.get_metric_history(run.info.run_id, "loss")) == ITERATIONS // 2
+
+
+def test_other_evaluations_of_a_finished_training_train_nothing(place, finished):
+    document = place.run("evaluated.yaml", status=0)
+    same, few = document["rows"]
+    before = finished["rows"][0]
+    assert same["identity"] == few["identity"] == before["identity"]
+    assert place.ledger.record(before["identity"]).attempts == 2
+    figures = {key: value for key, value in same["metrics"].items() if not key.startswith("test_")}
+    assert figures == before["metrics"]
+    assert same["metrics"]["test_AP50"] is not None
+    assert few["metrics"]["loss"] == before["metrics"]["loss"]
+    assert "test_AP" not in few["metrics"]
+    folders = list((place.ledger.training(before["identity"]) / "evaluations").iterdir())
+    detections = sorted(len(read_json(folder / "detections.json")) for folder in folders)
+    assert len(folders) == 3
+    assert detections[0] == 4  # one in each image
+    run = place.runs()["few"][0]
+    assert (run.info.status, run.data.tags["reused_from"]) == ("FINISHED", "tiny/plain")
+    model = detector.load(f"runs:/{run.info.run_id}/model", device="cpu", tracking_uri=place.uri)
+    assert model.config.postprocess.max_detections == 1
 
 
 def test_a_row_that_fails_says_why_and_the_others_have_their_results(place, finished):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
-from orchestrator.ledger import Record
 from orchestrator.plan import Plan
+from orchestrator.record import Record
 
 BASE = """\
 data: {train: train, val: val, short_side: 64, long_side: 64}
@@ -82,11 +82,19 @@ class MemoryLedger:
     ) -> str:
         """States what has become of ``row``; returns its identity."""
         identity = next(planned.identity for planned in plan.rows if (planned.row, planned.seed) == (row, seed))
-        record = Record(identity, Path("nowhere"), state=state, iterations=100, metrics=metrics, error=error)
+        record = Record(
+            identity,
+            Path("nowhere"),
+            state=state,
+            trained=state == "finished",
+            iterations=100,
+            metrics=metrics,
+            error=error,
+        )
         self.records[identity] = replace(record, step=100 if state == "finished" else 0)
         return identity
 
-    def record(self, identity: str) -> Record:
+    def record(self, identity: str, evaluations: Mapping[str, str] | None = None) -> Record:
         return self.records.get(identity, Record(identity, Path("nowhere")))
 
     def run_id(self, sweep_key: str, row: str, seed: int) -> str | None:
@@ -95,7 +103,9 @@ class MemoryLedger:
     def reused_from(self, sweep_key: str, row: str, seed: int, identity: str) -> str | None:
         return self.reused.get((row, seed))
 
-    def journal_metrics(self, identity: str, keys: Iterable[str]) -> tuple[list[int], dict[str, list[float | None]]]:
+    def journal_metrics(
+        self, identity: str, keys: Iterable[str], evaluation: str | None = None
+    ) -> tuple[list[int], dict[str, list[float | None]]]:
         keys = list(keys)
         journal = self.journals.get(identity, {})
         table = {key: dict(journal.get(key, [])) for key in keys}

@@ -144,7 +144,7 @@ def test_a_file_of_weights_counts_by_its_contents(tmp_path: Path) -> None:
 def test_an_evaluation_has_an_identity_of_its_own() -> None:
     def evaluated(val: str = "v", **settings: Any) -> str:
         layer = [Setting(key.replace("__", "."), value, "test") for key, value in settings.items()]
-        return evaluation_identity(resolve([layer]), val_digest=val)
+        return evaluation_identity(resolve([layer]), split_digest=val)
 
     assert evaluated("w") != evaluated()
     assert evaluated(model__postprocess__nms_iou=0.5) != evaluated()

@@ -41,13 +41,47 @@ def test_a_training_from_claim_to_result(tmp_path):
         journal.append(ledger.record("a1").journal, 40, "train", {"loss": 2.0})
         running = ledger.record("a1")
         assert (running.state, running.step, running.iterations, running.attempts) == ("running", 40, 100, 1)
-        ledger.finished("a1", checkpoint(tmp_path / "ck", 100), {"AP": 12.5, "APs": None})
-    record = ledger.record("a1")
+        ledger.evaluated("a1", "k", checkpoint(tmp_path / "ck", 100), {"AP": 12.5, "APs": None}, {})
+        ledger.finished("a1", tmp_path / "ck", {})
+    record = ledger.record("a1", {"": "k"})
     assert (record.state, record.step, record.metrics) == ("finished", 100, {"AP": 12.5, "APs": None})
     assert json.loads((record.model / "config.json").read_text()) == {"step": 100}
     assert record.hardware == {"device": "cpu"}
     assert (record.first_sweep, record.first_row, record.first_seed) == ("t", "1:1", 0)
     assert read_json(record.folder / "config.json") == CONFIG
+
+
+def test_evaluations_are_kept_beside_the_training_by_their_key(tmp_path):
+    ledger = Ledger(tmp_path)
+    one, both = {"": "k1"}, {"": "k2", "test_": "k1"}
+    with lease.Lease(ledger.sweep("t")):
+        claim(ledger)
+        ledger.started("a1", node="n", from_step=0, hardware={})
+        assert ledger.record("a1", one).state == "running"
+        ledger.evaluated("a1", "k1", checkpoint(tmp_path / "ck", 100), {"AP": 12.5}, {})
+        ledger.finished("a1", tmp_path / "ck", {"loss": 1.0})
+        ledger.release("a1")
+        assert (ledger.record("a1", one).state, ledger.record("a1", both).state) == ("finished", "pending")
+        assert ledger.record("a1", both).trained
+        assert claim(ledger)
+        ledger.evaluation_started("a1", "k2", {"split": "other"})
+        assert [ledger.record("a1", keys).state for keys in (one, both)] == ["finished", "running"]
+    assert ledger.record("a1", both).state == "pending"  # the driver is gone
+    with lease.Lease(ledger.sweep("t")):
+        assert claim(ledger)
+        ledger.evaluation_failed("a1", "k2", "image 7 can't be read")
+        failed = ledger.record("a1", both)
+        assert (failed.state, failed.trained, failed.error) == ("failed", True, "image 7 can't be read")
+        assert claim(ledger)
+        (tmp_path / "results").mkdir()
+        (tmp_path / "results" / "detections.json").write_text("[1]")
+        ledger.evaluated("a1", "k2", tmp_path / "results", {"AP": 3.0}, {})
+    record = ledger.record("a1", both)
+    assert record.metrics == {"loss": 1.0, "AP": 3.0, "test_AP": 12.5}
+    assert ledger.record("a1", one).metrics == {"loss": 1.0, "AP": 12.5}
+    assert read_json(record.evaluations[""] / "detections.json") == [1]
+    assert read_json(record.evaluations["test_"] / "detections.json") == []
+    assert record.attempts == 1
 
 
 def test_failure_keeps_the_causes_own_sentence_and_every_attempt(tmp_path):

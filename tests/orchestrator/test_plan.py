@@ -139,11 +139,27 @@ def test_rows_that_are_one_training_share_it(table: Path) -> None:
     assert len(plan.trainings) == 2
 
 
-def test_one_training_with_two_evaluations_is_refused(table: Path) -> None:
+def test_rows_of_one_training_may_be_evaluated_differently(table: Path) -> None:
     again = "  - {name: again, set: {model.assigner.predicted_weight: 1, model.postprocess.nms_iou: 0.5}}\ncompare"
     table.write_text(TABLE.replace("compare", again, 1))
-    with pytest.raises(InputError, match='rows "1:1" and "again" are the same training with another evaluation'):
-        plan_of(table)
+    first, _, again_row = plan_of(table).rows
+    assert first.identity == again_row.identity
+    assert first.evaluation != again_row.evaluation
+
+
+def test_the_test_split_is_checked_and_evaluated_by_a_key_of_its_own(table: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no annotations of split 'final'"):
+        plan_of(table, "data.test=final")
+    write_data(tmp_path / "data", splits=("train", "val", "final"))
+    plain, tested = plan_of(table).rows[0], plan_of(table, "data.test=final").rows[0]
+    assert (tested.identity, tested.evaluation) == (plain.identity, plain.evaluation)
+    assert plain.evaluations == {"": plain.evaluation}
+    assert tested.test is not None
+    assert tested.test.images == 2
+    assert tested.evaluations == {"": plain.evaluation, "test_": tested.test_evaluation}
+    write_data(tmp_path / "data", splits=("final",), classes=("cat",))
+    with pytest.raises(InputError, match="different categories"):
+        plan_of(table, "data.test=final")
 
 
 def test_only_selects_rows_and_what_refers_to_them(table: Path) -> None:

@@ -53,7 +53,8 @@ def finish(plan: Plan, **outcome: Any) -> SweepOutcome:
         claimed = {"sweep": plan.key, "row": row.row, "seed": row.seed, "iterations": config.schedule.max_iterations}
         ledger.claim(identity, config=config.model_dump(mode="json"), **claimed)
         ledger.started(identity, node="here", from_step=0, hardware={})
-        ledger.finished(identity, plan.storage, {"AP": 10.0 + len(row.row), "AP50": None})
+        ledger.evaluated(identity, row.evaluation, plan.storage, {"AP": 10.0 + len(row.row), "AP50": None}, {})
+        ledger.finished(identity, plan.storage, {})
         ledger.remember_run(plan.key, f"run-of-{row.row}", row.row, row.seed)
     return SweepOutcome(**{"status": "complete", **outcome})
 
@@ -219,6 +220,22 @@ def test_a_dry_run_knows_what_is_done(
     lines = {line.split()[0]: line for line in out.splitlines() if line.startswith(("1:1", "D_up:1"))}
     assert " done " in lines["1:1"]
     assert " new " in lines["D_up:1"]
+
+
+def test_a_finished_training_that_is_asked_for_another_evaluation_is_only_evaluated(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(session, "run_sweep", lambda plan, **_: finish(plan))
+    assert main([str(table)]) == 0
+    words = [str(table), "--set", "model.postprocess.nms_iou=0.5", "--dry-run"]
+    capfd.readouterr()
+    assert main(words) == 0
+    out = capfd.readouterr().out
+    assert "2 distinct trainings, 2 of them done; left: 0 iterations, 0 images, 2 evaluations of what is done" in out
+    assert [" evaluate" in line for line in out.splitlines() if line.startswith(("1:1", "D_up:1"))] == [True, True]
+    assert main([*words, "--json"]) == 0
+    rows = json.loads(capfd.readouterr().out)["rows"]
+    assert [(row["state"], row["metrics"]) for row in rows] == [("pending", {})] * 2
 
 
 def test_the_report_command_means_the_same_sweep(

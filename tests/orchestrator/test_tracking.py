@@ -1,5 +1,6 @@
 """MLflow as a view of the ledger: one run a row and seed for ever, no step twice, true states. On a real sqlite."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from detector.config import TrainingConfig
+from detector.config import ModelConfig, PostprocessConfig, TrainingConfig
 from detector.errors import UnreachableError
 from orchestrator import journal
 from orchestrator import runs as run_store
@@ -37,7 +38,7 @@ def storage(tmp_path, empty_database):
 def make_plan(storage: Path, rows: dict[str, str], key="t", seeds=(0,)) -> Plan:
     """A plan of ``rows``: name -> identity (with the seed added)."""
     planned = [
-        PlannedRow(row, seed, f"{identity}-{seed}", TrainingConfig(seed=seed))
+        PlannedRow(row, seed, f"{identity}-{seed}", TrainingConfig(seed=seed), evaluation="val")
         for row, identity in rows.items()
         for seed in seeds
     ]
@@ -65,15 +66,27 @@ def train(ledger, row, start, stop):
     for step in range(start + 1, stop + 1):
         journal.append(ledger.record(row.identity).journal, step, "train", {"loss": 10.0 - step, "lr": 0.1})
     if stop == STEPS:
-        journal.append(ledger.record(row.identity).journal, step, "evaluation", {"AP": 30.0, "APs": None})
+        journal.append(
+            ledger.record(row.identity).journal, step, "evaluation", {"AP": 30.0, "APs": None}, evaluation="val"
+        )
 
 
 def finish(ledger, row):
     checkpoint = ledger.storage / "checkpoint" / row.identity
     (checkpoint / "model").mkdir(parents=True)
     (checkpoint / "model" / "model.safetensors").write_bytes(b"weights")
-    (checkpoint / "detections.json").write_text("[]")
-    ledger.finished(row.identity, checkpoint, {"AP": 30.0, "APs": None, "loss": 4.0})
+    description = {"model": {"postprocess": row.config.model.postprocess.model_dump(mode="json")}}
+    (checkpoint / "model" / "config.json").write_text(json.dumps(description))
+    ledger.finished(row.identity, checkpoint, {"loss": 4.0})
+    evaluate(ledger, row, {"AP": 30.0, "APs": None})
+
+
+def evaluate(ledger, row, metrics, prefix=""):
+    results = ledger.storage / "results"
+    results.mkdir(exist_ok=True)
+    (results / "detections.json").write_text(json.dumps([row.row]))
+    ledger.evaluated(row.identity, row.evaluations[prefix], results, metrics, {})
+    ledger.release(row.identity)
 
 
 def opened(plan, ledger, **options):
@@ -162,7 +175,9 @@ def test_a_row_that_reuses_a_training_has_a_light_run_of_its_own(storage):
     assert len(history(client, first, "loss")) == STEPS
     assert again.data.params == first.data.params
     assert again.info.status == "FINISHED"
-    assert [f.path for f in client.list_artifacts(again.info.run_id, "model")] == ["model/model.safetensors"]
+    assert [f.path for f in client.list_artifacts(again.info.run_id, "model")] == [
+        "model/config.json", "model/model.safetensors",
+    ]  # fmt: skip
 
 
 def test_another_sweeps_training_is_named_with_its_sweep(storage):
@@ -191,7 +206,7 @@ def test_states_are_true(storage):
         tracker.push()
         finish(ledger, good)
         ledger.failed(bad.identity, "no more memory")
-        ledger.interrupted(stopped.identity)
+        ledger.release(stopped.identity)
         tracker.finish("KILLED")
     _, parents, children = runs(plan)
     assert parents[0].info.status == "KILLED"
@@ -278,3 +293,51 @@ def test_a_server_that_is_not_there_is_named_without_its_password(storage, monke
     with pytest.raises(UnreachableError, match=r"http://127.0.0.1:9 can't be used \(Connection refused\)") as caught:
         Tracker(plan, Ledger(storage)).connect()
     assert "secret" not in str(caught.value)
+
+
+def test_another_evaluation_of_a_training_has_its_own_figures_settings_and_model(storage):
+    plan = make_plan(storage, {"x": "a", "y": "a"})
+    ledger = Ledger(storage)
+    first, second = plan.rows
+    model = ModelConfig(postprocess=PostprocessConfig(nms_iou=0.5))
+    second = replace(second, config=TrainingConfig(model=model), evaluation="other", test_evaluation="test")
+    plan = replace(plan, rows=(first, second))
+    with Lease(plan.folder):
+        begin(ledger, plan, first)
+        train(ledger, first, 0, STEPS)
+        finish(ledger, first)
+        tracker = opened(plan, ledger)
+        tracker.push()
+        assert set(runs(plan)[2]) == {("x", 0)}
+        evaluate(ledger, second, {"AP": 20.0})
+        evaluate(ledger, second, {"AP": None, "AP50": 25.0}, "test_")
+        assert tracker.finish("FINISHED") is None
+    client, _, children = runs(plan)
+    mine, other = children["x", 0], children["y", 0]
+    assert (history(client, mine, "AP"), history(client, other, "AP")) == ([(STEPS, 30.0)], [(STEPS, 20.0)])
+    assert "test_AP50" not in mine.data.metrics
+    assert history(client, other, "test_AP50") == [(STEPS, 25.0)]
+    assert {f.path for f in client.list_artifacts(other.info.run_id)} == {
+        "config.json", "detections.json", "test_detections.json", "model",
+    }  # fmt: skip
+    for run, nms_iou in ((mine, 0.6), (other, 0.5)):
+        config = json.loads(Path(client.download_artifacts(run.info.run_id, "config.json")).read_text())
+        loaded = json.loads(Path(client.download_artifacts(run.info.run_id, "model/config.json")).read_text())
+        assert config["model"]["postprocess"]["nms_iou"] == nms_iou
+        assert loaded["model"]["postprocess"]["nms_iou"] == nms_iou
+
+
+def test_a_row_that_is_evaluated_anew_gets_a_run_without_the_old_figures(storage):
+    plan = make_plan(storage, {"x": "a"})
+    ledger = Ledger(storage)
+    row = plan.rows[0]
+    begin(ledger, plan, row)
+    train(ledger, row, 0, STEPS)
+    finish(ledger, row)
+    opened(plan, ledger).finish("FINISHED")
+    edited = replace(plan, rows=(replace(row, evaluation="other"),))
+    evaluate(ledger, edited.rows[0], {"AP": 20.0})
+    opened(edited, ledger).finish("FINISHED")
+    client, _, children = runs(edited)
+    assert history(client, children["x", 0], "AP") == [(STEPS, 20.0)]
+    assert len(history(client, children["x", 0], "loss")) == STEPS

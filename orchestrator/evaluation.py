@@ -1,0 +1,73 @@
+"""One evaluation of a finished training: a single task on the cluster that loads the model and trains nothing."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detector.config import TrainingConfig
+from orchestrator.ledger import Ledger
+from orchestrator.record import Metrics
+from orchestrator.spec import METRICS
+
+if TYPE_CHECKING:
+    from orchestrator.worker import Assignment
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """What is evaluated how, as it is sent to its task."""
+
+    key: str
+    split: str
+    digest: str
+    """Of the split."""
+    config: dict[str, Any]
+    """The resolved ``TrainingConfig`` of the row that asks for it, as plain values."""
+    settings: dict[str, Any]
+    """What the key is a hash of."""
+
+
+def evaluate_training(assignment: Assignment, job: EvaluationJob) -> None:
+    """Evaluates the model of ``assignment``'s training and puts the result into the ledger.
+
+    Raises what loading and evaluating raise.
+    """
+    import torch
+
+    from detector.checkpoints import load_model, write_json
+    from detector.data.store import ensure_store
+    from detector.evaluation import evaluate
+    from orchestrator.worker import log_to
+
+    config = TrainingConfig.model_validate(job.config)
+    ledger = Ledger(assignment.storage)
+    folder = ledger.training(assignment.identity)
+    log_to(folder / "evaluation.log")
+    torch.set_num_threads(config.resources.cpus_per_worker)
+    device = torch.device("cuda" if assignment.gpus_per_worker and torch.cuda.is_available() else "cpu")
+    ledger.evaluation_started(assignment.identity, job.key, job.settings)
+    log.info("evaluation %s of %s on %s, %s", job.key, job.split, socket.gethostname(), device)
+    try:
+        assert config.data.root is not None
+        place = Path(config.data.cache) if config.data.cache else ledger.data
+        store = ensure_store(config.data.root, job.split, place, digest=job.digest)
+        model = load_model(folder / "model", config.model.postprocess).to(device)
+        result = evaluate(model, store, config.data, batch_size=config.evaluation.batch_size)
+    except Exception:
+        log.exception("evaluation %s failed", job.key)
+        raise
+    with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
+        write_json(Path(scratch) / "detections.json", result.detections)
+        if store.has_annotations:
+            write_json(Path(scratch) / "per_class.json", result.per_class)
+        # Without annotations the figures are not missing but undefined.
+        undefined: Metrics = dict.fromkeys(METRICS)
+        metrics = undefined | result.metrics
+        ledger.evaluated(assignment.identity, job.key, Path(scratch), metrics, job.settings)
