@@ -61,14 +61,17 @@ class Table:
 def make_table(plan: Plan, ledger: Results) -> Table:
     """The table of ``plan`` as the ledger stands now."""
     entries = result_rows(plan, ledger)
+    tested = any(row.test is not None and row.test.annotated for row in plan.rows)
+    metrics: tuple[str, ...] = (*METRICS, *(f"test_{metric}" for metric in METRICS if tested))
     rows: list[TableRow] = []
     for name in plan.row_names:
         pairs = [(row, entry) for row, entry in zip(plan.rows, entries, strict=True) if row.row == name]
         first = pairs[0][0]
+        paper_figures: dict[str, float] = dict(first.paper)
         finished = [entry for _, entry in pairs if entry["state"] == "finished"]
         cells: dict[str, Cell] = {
-            metric: Cell(mean(entry["metrics"].get(metric) for entry in finished), first.paper.get(metric))
-            for metric in METRICS
+            metric: Cell(mean(entry["metrics"].get(metric) for entry in finished), paper_figures.get(metric))
+            for metric in metrics
         }
         states = [entry["state"] for _, entry in pairs]
         details = [f"{len(finished)} of {len(pairs)} seeds"] if len(finished) < len(pairs) and len(pairs) > 1 else []
@@ -88,11 +91,11 @@ def make_table(plan: Plan, ledger: Results) -> Table:
         )
     for quoted in plan.quoted:
         paper = {str(key): value for key, value in quoted.paper.items()}
-        cells = {str(metric): Cell(None, paper.get(metric)) for metric in METRICS}
+        cells = {metric: Cell(None, paper.get(metric)) for metric in metrics}
         rows.append(TableRow(" ".join(quoted.show.values()), dict(quoted.show), cells, "quoted"))
     columns = tuple(dict.fromkeys(column for row in rows for column in row.show))
     seeds = max((sum(row.row == name for row in plan.rows) for name in plan.row_names), default=0)
-    return Table(columns, METRICS, tuple(rows), seeds)
+    return Table(columns, metrics, tuple(rows), seeds)
 
 
 def ours(cell: Cell) -> str:
@@ -139,6 +142,13 @@ def notes(plan: Plan, table: Table) -> list[str]:
         )
     elif table.seeds > 1:
         found.append("Several seeds: mean ± standard deviation, and in brackets the number of trainings.")
+    blind = list(dict.fromkeys(row.test.split for row in plan.rows if row.test and not row.test.annotated))
+    if blind:
+        found.append(
+            f"{', '.join(blind)} has no annotations here: what was found on it lies beside each training as "
+            "evaluations/KEY/detections.json and in each run as test_detections.json, in the form that COCO's server "
+            "takes."
+        )
     unfinished = sum(row.state not in ("finished", "quoted") for row in table.rows)
     if unfinished:
         found.append(f"{unfinished} of {len(plan.row_names)} rows are not finished.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
 from dataclasses import replace
@@ -107,6 +108,32 @@ def test_quoted_rows_are_shown_and_not_counted(tmp_path: Path) -> None:
     assert (table.rows[-1].state, table.rows[-1].cells["AP"].paper) == ("quoted", 41)
     assert "2 of 2 rows are not finished." in notes(plan, table)
     assert "other work" in terminal_table(plan, MemoryLedger())
+
+
+def test_a_test_split_has_columns_of_its_own(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", splits=("train", "val", "final"))
+    plan = plan_of(tmp_path, set=("data.test=final",))
+    ledger = MemoryLedger()
+    ledger.state(plan, "1:1", "finished", AP=40.0, test_AP=38.5)
+    table = make_table(plan, ledger)
+    assert table.metrics[6:8] == ("test_AP", "test_AP50")
+    assert (table.rows[0].cells["test_AP"].ours, table.rows[0].cells["test_AP"].paper) == (mean([38.5]), None)
+    assert "38.50" in terminal_table(plan, ledger)
+    assert "test_AP" in page(plan, table, ledger)
+    assert next(csv.DictReader(io.StringIO(comma_separated(table))))["test_AP"] == "38.5"
+
+
+def test_a_test_split_without_annotations_has_none_and_says_where_the_detections_are(tmp_path: Path) -> None:
+    path = write_data(tmp_path / "data", splits=("train", "val", "final")) / "annotations" / "final.json"
+    document = json.loads(path.read_text())
+    del document["annotations"]
+    path.write_text(json.dumps(document))
+    plan = plan_of(tmp_path, set=("data.test=final",))
+    assert plan.rows[0].test is not None
+    assert not plan.rows[0].test.annotated
+    table = make_table(plan, MemoryLedger())
+    assert "test_AP" not in table.metrics
+    assert any(note.startswith("final has no annotations here") for note in notes(plan, table))
 
 
 def test_markdown_and_csv(plan: Plan) -> None:
