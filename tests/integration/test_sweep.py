@@ -127,12 +127,16 @@ def place(tmp_path_factory):
 def interrupted(place):
     """The sweep after SIGTERM, once a checkpoint of each training was there; and what was seen on the way."""
     process = place.start()
-    snapshots = "trainings/*/checkpoint_manager_snapshot.json"
     until = time.monotonic() + 200
-    while process.poll() is None and len(list(place.storage.glob(snapshots))) < 2 and time.monotonic() < until:
-        time.sleep(0.1)
-    children = psutil.Process(process.pid).children(recursive=True)
+
+    def wait_for(pattern: str, count: int) -> None:
+        while process.poll() is None and len(list(place.storage.glob(pattern))) < count and time.monotonic() < until:
+            time.sleep(0.1)
+
+    wait_for("sweeps/tiny/lease.json", 1)
     second = place.run(status=5)
+    wait_for("trainings/*/checkpoint_manager_snapshot.json", 2)
+    children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     document, _ = end(process, 143)
     _, alive = psutil.wait_procs(children, timeout=20)
