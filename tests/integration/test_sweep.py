@@ -21,7 +21,7 @@ import detector
 from orchestrator.files import read_json
 from orchestrator.ledger import Ledger
 
-ITERATIONS = 40
+ITERATIONS = 100
 BASE = f"""
 data:
   generated: {{train_images: 12, val_images: 4, classes: 2, long_side: 128}}
