@@ -284,3 +284,17 @@ def test_a_row_that_fails_says_why_and_the_others_have_their_results(place, fini
     assert runs["failing"][0].info.status == "FAILED"
     assert runs["reused"][0].info.status == "FINISHED"
     assert runs["reused"][0].data.tags["source_run"] in {run.info.run_id for run in runs["plain"]}
+
+
+def test_fresh_trains_anew_only_what_is_selected_one_at_a_time(place, finished):
+    words = ("--only", "plain", "--seeds", "0,1", "--max-concurrent", "1", "--fresh")
+    document = place.run("tiny.yaml", "sweep", *words, status=0)
+    assert [(row["row"], row["seed"]) for row in document["rows"]] == [("plain", 0), ("plain", 1)]
+    assert document["rows"][0]["identity"] == finished["rows"][0]["identity"]
+    first, second = (place.ledger.record(row["identity"]).history for row in document["rows"])
+    assert len(first) == len(second) == 1  # the two attempts of before are set aside
+    assert first[0]["ended"] < second[0]["started"]
+    (replaced,) = (place.storage / "replaced").iterdir()
+    assert len(read_json(replaced / "status.json")["attempts"]) == 2
+    assert place.runs()["plain"][0].data.tags["training"] != read_json(replaced / "status.json")["training"]
+    assert place.ledger.record(finished["rows"][2]["identity"]).attempts == 2

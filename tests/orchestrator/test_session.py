@@ -1,0 +1,146 @@
+"""A pass over a sweep on a stand-in for the cluster: what it takes, sets aside and leaves. The ledger is real."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator import nodes, session
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan, SweepRequest, make_plan
+from orchestrator.runs import RunStore
+from orchestrator.session import SweepOutcome, run_sweep
+from orchestrator.worker import Assignment
+from tests.orchestrator.tables import BASE, write_data, write_table
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a table, its data and an empty MLflow store, whose schema takes seconds to make."""
+    folder = tmp_path_factory.mktemp("session")
+    image = write_data(folder / "data", splits=("train", "val", "other")) / "other" / "1.jpg"
+    image.write_bytes(image.read_bytes() + b"more")  # or it would be the same split by another name
+    write_table(folder, base=BASE)
+    plan = plan_of(folder)
+    RunStore(plan, Ledger(plan.storage)).connect()
+    return folder
+
+
+@pytest.fixture
+def folder(template: Path, tmp_path: Path) -> Path:
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def plan_of(folder: Path, *sets: str, **options: object) -> Plan:
+    sets = (f"data.root={folder / 'data'}", *sets)
+    return make_plan(SweepRequest(str(folder / "tiny.yaml"), set=sets, storage=str(folder / "storage"), **options))  # type: ignore[arg-type]
+
+
+class Cluster:
+    """Four CPUs on one node, on which a training or an evaluation takes no time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at_once: list[int] = []
+        self.trained: list[str] = []
+        self.evaluated: list[str] = []
+        cluster = self
+
+        @contextlib.contextmanager
+        def connected(address: str | None) -> Iterator[nodes.Nodes]:
+            yield nodes.Nodes(cpus=(4.0,), gpus=(0.0,))
+
+        def run_tune(self: session._Pass, assignments: dict[str, Assignment], at_once: int) -> None:
+            cluster.at_once.append(at_once)
+            for assignment in assignments.values():
+                cluster.run(assignment)
+
+        monkeypatch.setattr(nodes, "connected", connected)
+        monkeypatch.setattr(session._Pass, "_run_tune", run_tune)
+
+    def run(self, assignment: Assignment) -> None:
+        ledger, identity = Ledger(assignment.storage), assignment.identity
+        results = ledger.storage / "results"
+        (results / "model").mkdir(parents=True, exist_ok=True)
+        if not ledger.record(identity).trained:
+            self.trained.append(identity)
+            ledger.started(identity, node="here", from_step=0, hardware={})
+            description = '{"model": {"postprocess": {}}}'
+            (results / "model" / "config.json").write_text(description)
+            ledger.finished(identity, results, {"loss": 1.0})
+        for job in assignment.evaluations:
+            if ledger.record(identity, {"": job.key}).state != "finished":
+                self.evaluated.append(job.split)
+                ledger.evaluated(identity, job.key, results, {"AP": float(len(self.evaluated))}, job.settings)
+        ledger.release(identity)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    return Cluster(monkeypatch)
+
+
+def figures(plan: Plan) -> list[float | None]:
+    return [Ledger(plan.storage).record(row.identity, row.evaluations).metrics.get("AP") for row in plan.rows]
+
+
+def test_only_what_is_selected_is_trained_and_never_more_at_once_than_allowed(folder: Path, cluster: Cluster) -> None:
+    plan = plan_of(folder, only=("1:1",), seeds=(0, 1))
+    assert run_sweep(plan, max_concurrent=1) == SweepOutcome("complete")
+    assert cluster.trained == [row.identity for row in plan.rows]
+    assert [(row.row, row.seed) for row in plan.rows] == [("1:1", 0), ("1:1", 1)]
+    whole = plan_of(folder)
+    assert figures(whole) == [1.0, None]
+    assert run_sweep(whole) == SweepOutcome("complete")
+    assert len(cluster.trained) == 3
+    assert cluster.at_once == [1, 4]  # then as many as there is room for
+
+
+def test_fresh_trains_anew_what_is_selected_and_keeps_what_was(folder: Path, cluster: Cluster) -> None:
+    plan = plan_of(folder)
+    run_sweep(plan)
+    before = [Ledger(plan.storage).record(row.identity).training for row in plan.rows]
+    run_sweep(plan)
+    assert len(cluster.trained) == 2
+    assert run_sweep(plan_of(folder, only=("1:1",)), fresh=True) == SweepOutcome("complete")
+    after = [Ledger(plan.storage).record(row.identity).training for row in plan.rows]
+    assert cluster.trained[2:] == [plan.rows[0].identity]
+    assert (after[0] != before[0], after[1] == before[1]) == (True, True)
+    assert len(list((plan.storage / "replaced").iterdir())) == 1
+    assert figures(plan) == [3.0, 2.0]
+
+
+def test_another_validation_split_gets_its_own_figures_and_trains_nothing(folder: Path, cluster: Cluster) -> None:
+    first = plan_of(folder)
+    run_sweep(first)
+    # Each worker of a training would need four CPUs, and an evaluation needs only one worker's.
+    second = plan_of(folder, "data.val=other", "data.test=val", "resources.workers=4", "resources.cpus_per_worker=4")
+    assert [row.identity for row in second.rows] == [row.identity for row in first.rows]
+    assert run_sweep(second) == SweepOutcome("complete")
+    assert (len(cluster.trained), cluster.evaluated) == (2, ["val", "val", "other", "other"])
+    assert figures(first) == [1.0, 2.0]
+    assert figures(second) == [3.0, 4.0]
+    record = Ledger(second.storage).record(second.rows[0].identity, second.rows[0].evaluations)
+    # The test split is what the first sweep had evaluated already.
+    assert record.metrics == {"loss": 1.0, "AP": 3.0, "test_AP": 1.0}
+
+
+def test_what_ends_without_a_word_has_failed_and_is_tried_again(
+    folder: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(folder)
+    run_sweep(plan)
+    second = plan_of(folder, "model.postprocess.nms_iou=0.5")
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "run", lambda assignment: None)
+        outcome = run_sweep(second)
+    assert (outcome.status, outcome.exit_status) == ("partial", 3)
+    record = Ledger(plan.storage).record(second.rows[0].identity, second.rows[0].evaluations)
+    assert (record.state, record.error, record.trained) == ("failed", "it ended without saying why", True)
+    assert figures(plan) == [1.0, 2.0]
+    assert run_sweep(second) == SweepOutcome("complete")
+    assert len(cluster.trained) == 2
