@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from detector.errors import InputError, UnreachableError
+from detector.errors import InputError, TrainingError, UnreachableError
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(command: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence[str] | None) -> int:
-    """Runs ``command`` on the parsed ``argv``. 0 when it succeeds, 2 for wrong input, 4 for what can't be reached."""
+    """Runs ``command`` on the parsed ``argv``. 0: done; 2: wrong input; 3: the training failed; 4: out of reach."""
     try:
         command(parser.parse_args(argv))
     except InputError as error:
@@ -36,6 +36,9 @@ def run(command: Callable[[argparse.Namespace], None], parser: Parser, argv: Seq
     except UnreachableError as error:
         print(f"error: {error}", file=sys.stderr)
         return 4
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("interrupted; the same command continues what it had saved", file=sys.stderr)
         return 130

@@ -80,14 +80,14 @@ def read_document(path: Path) -> Document:
             f"{shown(path)} can't be read as UTF-8 text ({error}); check the path and its rights"
         ) from None
     lines: dict[Loc, int] = {}
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         data = None if node is None else _value(loader, node, (), lines, path, ())
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(_yaml_sentence(path, error)) from None
-    finally:
-        loader.dispose()
+    except RecursionError:
+        raise InputError(f"{shown(path)} nests deeper than any sweep file; check its brackets") from None
     return Document(path, data, lines)
 
 
@@ -96,15 +96,13 @@ def read_scalar(text: str, origin: str) -> Any:
 
     Raises InputError, naming ``origin``, where it isn't YAML.
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         return None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, ValueError) as error:
-        problem = getattr(error, "problem", None) or str(error)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise InputError(f"{origin}: the value isn't YAML ({problem}); put it in quotes") from None
-    finally:
-        loader.dispose()
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

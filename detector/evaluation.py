@@ -6,6 +6,7 @@ import contextlib
 import io
 import statistics
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +113,7 @@ def coco_figures(
         evaluator.summarize()
     figures = {key: _percent(value) for key, value in zip(FIGURES, evaluator.stats[:6], strict=True)}
     precision = evaluator.eval["precision"][:, :, :, 0, -1]  # IoU thresholds, recalls, categories
-    counts = np.bincount([row["category_id"] for row in annotations["annotations"] if not row.get("iscrowd")] or [0])
+    counts = Counter(row["category_id"] for row in annotations["annotations"] if not row.get("iscrowd"))
     per_class = []
     for number, category_id in enumerate(evaluator.params.catIds):
         per_class.append(
@@ -121,7 +122,7 @@ def coco_figures(
                 "name": truth.cats[category_id]["name"],
                 "AP": _percent(_mean_defined(precision[:, :, number])),
                 "AP50": _percent(_mean_defined(precision[0, :, number])),
-                "boxes": int(counts[category_id]) if category_id < len(counts) else 0,
+                "boxes": counts[category_id],
             }
         )
     return figures, per_class

@@ -12,14 +12,14 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import ValidationError
 from torch import Tensor
 
 from detector.checkpoints import WEIGHTS, load_model
 from detector.config import DataConfig, ModelConfig
 from detector.data.coco import Category
-from detector.data.images import decode_image
+from detector.data.images import decode_image, to_rgb
 from detector.data.transforms import prepare
 from detector.detections import Detections
 from detector.distributed import default_device
@@ -49,6 +49,7 @@ def load(
     doesn't answer.
     """
     text = os.fspath(source)
+    chosen = pick_device(device)
     if text.startswith(("runs:/", "models:/")):
         folder = _download(text, tracking_uri or default_tracking_uri())
     else:
@@ -60,7 +61,7 @@ def load(
         folder = folder / "model" if (folder / "model" / WEIGHTS).is_file() else folder
         if folder.is_file():
             raise InputError(f"{folder} is not a model that detsweep wrote: a folder with {WEIGHTS} is expected")
-    return load_model(folder).to(default_device() if device is None else torch.device(device)).eval()
+    return load_model(folder).to(chosen).eval()
 
 
 def build(model: str | ModelConfig | dict[str, Any], *, num_classes: int | None = None, seed: int = 0) -> Detector:
@@ -122,7 +123,7 @@ def predict(
     )[0]  # type: ignore[index]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _predict_all(model: Detector, images: Sequence[ImageLike], **options: Any) -> list[Detections]:
     data = DataConfig(short_side=model.short_side, long_side=model.long_side)
     training = model.training
@@ -168,7 +169,10 @@ def read_image(image: ImageLike) -> np.ndarray:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise InputError(f"the image {os.fspath(image)} can't be read: {reason}") from error
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+        try:
+            return np.array(to_rgb(ImageOps.exif_transpose(image)))
+        except (OSError, ValueError) as error:
+            raise InputError(f"the PIL image can't be read: {error}") from error
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
             raise InputError(f"a tensor image must be uint8 of shape (3, H, W), not {image.dtype} {tuple(image.shape)}")
@@ -178,6 +182,21 @@ def read_image(image: ImageLike) -> np.ndarray:
             raise InputError(f"an array image must be uint8 RGB of shape (H, W, 3), not {image.dtype} {image.shape}")
         return np.ascontiguousarray(image)
     raise InputError(f"an image is a path, a PIL image, an array or a tensor, not {type(image).__name__}")
+
+
+def pick_device(name: torch.device | str | None) -> torch.device:
+    """``name`` as a device that is there; None picks cuda, then mps, then cpu. Raises InputError for another."""
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"the device {str(name)!r} can't be used here ({reason}); use cpu, cuda, cuda:1 or mps"
+        ) from error
+    return device
 
 
 def default_tracking_uri() -> str:
@@ -198,6 +217,9 @@ def without_secrets(uri: str) -> str:
 
 def _download(uri: str, tracking_uri: str) -> Path:
     """The model's folder on this machine."""
+    # MLflow itself would try for minutes.
+    for name, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")):
+        os.environ.setdefault(name, value)
     try:
         import mlflow.artifacts
         from mlflow.exceptions import MlflowException
@@ -214,5 +236,7 @@ def _download(uri: str, tracking_uri: str) -> Path:
         if "API request" in reason or "Max retries" in reason or "Connection" in reason:
             raise UnreachableError(f"{uri}: the MLflow store {shown} doesn't answer; is its server running?") from error
         raise InputError(f"{uri} was not found in the MLflow store {shown}: {reason}") from error
-    except OSError as error:
-        raise InputError(f"{uri} could not be fetched from the MLflow store {shown}: {error}") from error
+    except Exception as error:
+        # A file that is no database, a store of another version: each raises something of its own.
+        reason = without_secrets(" ".join(str(error).split()))[:200]
+        raise UnreachableError(f"{uri} could not be fetched from the MLflow store {shown}: {reason}") from error

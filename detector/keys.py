@@ -24,6 +24,13 @@ from detector.errors import InputError
 Model = TypeVar("Model", bound=BaseModel)
 
 
+REQUIRED_SECTIONS = frozenset(
+    {"model", "data", "schedule", "checkpoint", "evaluation", "tracking", "resources", "data.augmentation"}
+    | {f"model.{part}" for part in ("neck", "head", "assigner", "anchors", "postprocess")}
+)
+"""Sections that can't be null. To drop them silently would drop what the layers below say."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """One value for one dotted key."""
@@ -92,11 +99,23 @@ def read_settings(values: Sequence[str], refused: Mapping[str, str]) -> list[Set
 def lay(layers: Sequence[Sequence[Setting]]) -> dict[str, Any]:
     """Nested values of ``layers``, later ones over earlier ones.
 
-    A mapping is merged into what is below; null on a whole section removes it.
+    A mapping is merged into what is below; null removes a section that may be absent (``data.generated``).
+
+    Raises InputError for a section that is given one value, or null though every training has it.
     """
     tree: dict[str, Any] = {}
     for setting in (setting for layer in layers for setting in layer):
         *above, last = setting.key.split(".")
+        if setting.key in sections() and not isinstance(setting.value, dict) and setting.value is not None:
+            example = next(key for key in keys() if key.startswith(f"{setting.key}."))
+            raise InputError(
+                f"{setting.origin}: {setting.key} is {short(setting.value)}, but it is a section with keys of its own, "
+                f"such as {example}"
+            )
+        if setting.value is None and setting.key in REQUIRED_SECTIONS:
+            raise InputError(
+                f"{setting.origin}: {setting.key} is null, but every training has it; name the key below it"
+            )
         branch = tree
         for name in above:
             if not isinstance(branch.get(name), dict):

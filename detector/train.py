@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from detector.backbones import fetch_weights
     from detector.data.coco import data_digest
     from detector.data.store import ensure_store
+    from detector.inference import pick_device
     from detector.training import TrainingStopped, train
     from detector.weights import resolve_weights
 
@@ -71,7 +73,7 @@ def _train(arguments: argparse.Namespace) -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    device = torch.device(arguments.device) if arguments.device else distributed.default_device()
+    device = pick_device(arguments.device)
     root = Path(arguments.root).expanduser().absolute()
     stores = [
         ensure_store(
@@ -84,12 +86,13 @@ def _train(arguments: argparse.Namespace) -> None:
     fetch_weights(config.model)
     newest = max((output / "checkpoints").glob("step_*/step.json"), default=None)
     if distributed.rank() == 0:
-        _keep_configuration(output, config, started=newest is not None)
+        _keep_configuration(output, config, [store.digest for store in stores], started=newest is not None)
         _say(config, len(stores[0]), len(stores[1]), device, output)
     distributed.barrier()
     start = json.loads(newest.read_text())["step"] if newest else 0
-    if start:
+    if start and distributed.rank() == 0:
         print(f"continuing from step {start}", file=sys.stderr)
+        _cut_journal(output / "journal.jsonl", start)
     hooks = _hooks(output, start, config.schedule.max_iterations)
     try:
         metrics = train(
@@ -139,21 +142,33 @@ def _with_length(config: TrainingConfig, settings: list[Setting], images: int) -
     return config.model_copy(update={"schedule": schedule.model_copy(update={"iterations": iterations})})
 
 
-def _keep_configuration(output: Path, config: TrainingConfig, *, started: bool) -> None:
+def _keep_configuration(output: Path, config: TrainingConfig, digests: list[str], *, started: bool) -> None:
     from detector.checkpoints import write_json
 
     output.mkdir(parents=True, exist_ok=True)
-    path, mine = output / "config.json", config.model_dump(mode="json")
-    if started and path.is_file():
-        theirs = json.loads(path.read_text())
-        was, now = flat(TrainingConfig.model_validate(theirs)), flat(config)
+    path, mine = output / "config.json", {**config.model_dump(mode="json"), "digests": digests}
+    if started:
+        try:
+            theirs = json.loads(path.read_text())
+            same_data = theirs.pop("digests", None) == digests
+            was, now = flat(TrainingConfig.model_validate(theirs)), flat(config)
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{path} doesn't describe the training beside it; give another --output") from error
         changed = [key for key in now if was.get(key) != now[key] and not key.startswith(("resources.", "tracking."))]
+        if not same_data:
+            changed.append("the data")
         if changed:
             raise InputError(
                 f"{output} holds a training with another configuration ({', '.join(changed[:4])} differ); "
                 "give another --output, or delete that folder"
             )
     write_json(path, mine)
+
+
+def _cut_journal(path: Path, step: int) -> None:
+    """Leaves what the journal says up to ``step``: what came after the checkpoint is done again."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    path.write_text("".join(f"{line}\n" for line in lines if line.endswith("}") and json.loads(line)["step"] <= step))
 
 
 def _say(config: TrainingConfig, train_images: int, val_images: int, device: Any, output: Path) -> None:
@@ -223,9 +238,12 @@ def _finish(output: Path, metrics: dict[str, float | None], images: Sequence[str
     for name in ("detections.json", "per_class.json"):
         shutil.copyfile(newest / name, output / name)
     folder = Path(config.data.root or "")
-    split = next((place for place in (folder / config.data.val, folder / "images" / config.data.val)), folder)
+    places = (folder / config.data.val, folder / "images" / config.data.val)
+    split = next((place for place in places if place.is_dir()), folder)
     print(f"\n{figures(metrics)}\n\nmodel: {output / 'model'}")
-    print(f"python -m detector.predict {output / 'model'} {split / images[0]} --out found")
+    print(
+        shlex.join(["python", "-m", "detector.predict", str(output / "model"), str(split / images[0])]), "--out found"
+    )
 
 
 if __name__ == "__main__":

@@ -27,13 +27,10 @@ from detector.config import TrainingConfig
 from detector.criterion import Totals
 from detector.data.loader import Batch, training_batches
 from detector.data.store import Store
+from detector.errors import InputError, TrainingError
 from detector.evaluation import Evaluation, evaluate
 from detector.model import Detector, build_model
 from detector.schedule import build_optimizer, learning_rate, set_rate
-
-
-class TrainingError(Exception):
-    """A training can't go on: it has become non-finite."""
 
 
 class TrainingStopped(Exception):
@@ -74,6 +71,11 @@ def train(
     loss is no longer finite, TrainingStopped after a stop that ``hooks`` asked for.
     """
     hooks = hooks or Hooks()
+    if distributed.world_size() > config.schedule.batch_size:
+        raise InputError(
+            f"{distributed.world_size()} processes share a global batch of {config.schedule.batch_size} images; "
+            "start at most as many processes as schedule.batch_size"
+        )
     state = TrainingState(config, train_store, torch.device(device or distributed.default_device()))
     if resume_from is not None:
         state.load(resume_from)
@@ -106,8 +108,6 @@ def _due(step: int, every: int | None) -> bool:
 
 
 def _batches(config: TrainingConfig, store: Store, *, start: int, stop: int) -> Iterator[list[Batch]]:
-    resources = config.resources
-    loader_workers = resources.loader_workers
     return training_batches(
         store,
         config.data,
@@ -117,9 +117,14 @@ def _batches(config: TrainingConfig, store: Store, *, start: int, stop: int) -> 
         stop=stop,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        micro_batch_size=resources.micro_batch_size,
-        loader_workers=resources.cpus_per_worker - 1 if loader_workers is None else loader_workers,
+        micro_batch_size=config.resources.micro_batch_size,
+        loader_workers=_loader_workers(config),
     )
+
+
+def _loader_workers(config: TrainingConfig) -> int:
+    asked = config.resources.loader_workers
+    return config.resources.cpus_per_worker - 1 if asked is None else asked
 
 
 def _logged(window: Window, state: TrainingState, hooks: Hooks) -> dict[str, float]:
@@ -137,7 +142,13 @@ def _logged(window: Window, state: TrainingState, hooks: Hooks) -> dict[str, flo
 
 def _evaluated(state: TrainingState, store: Store, hooks: Hooks) -> Evaluation:
     with state.averaged_weights():
-        result = evaluate(state.model, store, state.config.data, batch_size=state.config.evaluation.batch_size)
+        result = evaluate(
+            state.model,
+            store,
+            state.config.data,
+            batch_size=state.config.evaluation.batch_size,
+            loader_workers=_loader_workers(state.config),
+        )
     if distributed.rank() == 0:
         hooks.on_evaluation(state.step, result.metrics)
     return result

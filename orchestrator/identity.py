@@ -20,11 +20,11 @@ from detector.config import TrainingConfig
 NOT_DECIDING = frozenset(
     {
         # Names, words and what is written about a training; every value of a configuration is hashed itself.
-        *("__init__.py", "config.py", "recipes.py", "errors.py", "progress.py"),
+        *("__init__.py", "config.py", "keys.py", "document.py", "recipes.py", "errors.py", "progress.py"),
         # What happens to the weights afterwards.
         *("postprocess.py", "detections.py", "evaluation.py", "inference.py", "checkpoints.py"),
         # Commands.
-        *("train.py", "evaluate.py", "predict.py", "data/__init__.py", "data/__main__.py"),
+        *("command.py", "train.py", "evaluate.py", "predict.py", "data/__init__.py", "data/__main__.py"),
         *("data/check.py", "data/importers.py", "data/formats.py", "data/download.py", "data/browse.py"),
         # What it makes is in the digest of the data.
         "data/synthetic.py",

@@ -98,8 +98,7 @@ def connected(address: str | None) -> Iterator[Nodes]:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS") or None
-    if address is not None:
-        _check_address(address)
+    check_address(address)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         # What this process starts inherits its environment, and so finds our packages from any working directory.
@@ -151,8 +150,13 @@ def _start_here(**options: Any) -> None:
             ray.shutdown()
 
 
-def _check_address(address: str) -> None:
-    """Ray itself would try for minutes."""
+def check_address(address: str | None) -> None:
+    """Raises ``UnreachableError`` at once where nobody answers at ``address`` or ``$RAY_ADDRESS``: Ray would try for
+    minutes. ``InputError`` for an address that can't be used.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address is None:
+        return
     if address.startswith("ray://"):
         raise InputError(
             f"the address {_without_secrets(address)} is Ray's client protocol, over which Tune can't be used; submit "

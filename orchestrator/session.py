@@ -111,6 +111,7 @@ class _Pass:
         connecting = _Background(tracker.connect)
         try:
             if todo:
+                nodes.check_address(address)
                 convert_data(self.plan, todo, self.ledger, fresh=fresh, before=connecting.wait)
                 with nodes.connected(address) as cluster:
                     self._listen()

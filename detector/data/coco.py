@@ -287,7 +287,7 @@ class _Reader:
             else:
                 crowd = bool(entry.get("iscrowd", 0))
                 area = entry.get("area")
-                area = float(area) if isinstance(area, (int, float)) and np.isfinite(area) else box[2] * box[3]
+                area = float(area) if isinstance(area, (int, float)) and abs(area) < 1e18 else box[2] * box[3]
                 key = (image, category, box, crowd)
                 if key in seen:
                     self.note(where, f"has the category and the box of {seen[key]}", "both are trained on", "box twice")
@@ -311,13 +311,17 @@ def _box(value: Any) -> tuple[float, float, float, float] | None:
         return None
     if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in value):
         return None
-    x, y, width, height = (float(number) for number in value)
+    try:
+        x, y, width, height = (float(number) for number in value)
+    except OverflowError:
+        return None
     return (x, y, width, height) if all(abs(number) < 1e9 for number in (x, y, width, height)) else None
 
 
 def _inside(name: str) -> bool:
     path = PurePosixPath(name.replace("\\", "/"))
-    return bool(name) and not path.is_absolute() and ".." not in path.parts and ":" not in path.parts[0]
+    parts = path.parts
+    return bool(parts) and "\0" not in name and not path.is_absolute() and ".." not in parts and ":" not in parts[0]
 
 
 def training_boxes(boxes: np.ndarray, sizes: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,7 @@ def decode_image(content: bytes | memoryview, *, size: tuple[int, int] | None = 
                 )
             image.load()
             turned = ImageOps.exif_transpose(image) if size is None or size != stored else image
-            return np.array(_rgb(turned))
+            return np.array(to_rgb(turned))
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"it can't be decoded ({error})") from error
 
@@ -42,7 +42,8 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """``image`` in RGB as a viewer shows it: 16-bit grey scaled, transparency over white. ValueError if it can't be."""
     if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey: PIL would clip at 255 instead of scaling
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -54,6 +55,26 @@ def test_the_same_command_again_trains_nothing_and_another_length_is_refused(tra
     assert (trained / "journal.jsonl").read_text() == before
     assert train.main([str(root), *SMALL, "--set", "schedule.iterations=9", "--output", str(trained)]) == 2
     assert "another configuration (schedule.iterations differ)" in capsys.readouterr().err
+
+
+def test_changed_data_is_not_continued_on(root, tmp_path, capsys):
+    copy = tmp_path / "set"
+    shutil.copytree(root, copy)
+    arguments = [str(copy), *SMALL, "--set", "schedule.iterations=4", "--output", str(tmp_path / "run")]
+    assert train.main(arguments) == 0
+    path = copy / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] += 1
+    path.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert train.main(arguments) == 2
+    assert "(the data differ)" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_is_one_sentence(root, tmp_path, capsys):
+    wrong = ["--set", "schedule.iterations=8", "--set", "schedule.learning_rate=1e18"]
+    assert train.main([str(root), *SMALL, *wrong, "--output", str(tmp_path)]) == 3
+    assert "error: the loss is no longer finite at step" in capsys.readouterr().err
 
 
 def test_it_ends_with_the_command_that_predicts(trained, root, tmp_path, capsys):

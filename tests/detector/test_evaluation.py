@@ -61,6 +61,19 @@ def test_a_detection_in_a_crowd_counts_neither_way():
     assert coco_figures(truth, [outside, right])[0]["AP"] == pytest.approx(50)
 
 
+@pytest.mark.parametrize("category", [2**40, -5])
+def test_category_ids_may_be_any_numbers(category):
+    truth = {
+        "images": [{"id": 1, "width": 100, "height": 100}],
+        "annotations": [annotation(1, 1, category, [10, 10, 40, 40])],
+        "categories": [{"id": category, "name": "far"}],
+    }
+    found = [{"image_id": 1, "category_id": category, "bbox": [10, 10, 40, 40], "score": 0.9}]
+    figures, per_class = coco_figures(truth, found)
+    assert figures["AP"] == pytest.approx(100)
+    assert (per_class[0]["id"], per_class[0]["boxes"]) == (category, 1)
+
+
 def test_no_detection_at_all_is_zero():
     truth = {
         "images": [{"id": 1, "width": 100, "height": 100}],

@@ -66,6 +66,17 @@ def test_one_image_in_any_form_gives_the_same_boxes(model, tmp_path):
     assert torch.equal(expected.category_ids, expected.labels + 1)
 
 
+def test_a_turned_photograph_is_seen_upright_in_any_form(model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    picture(200, 130).save(tmp_path / "turned.jpg", exif=exif)
+    by_path = model.predict(tmp_path / "turned.jpg")
+    opened = model.predict(Image.open(tmp_path / "turned.jpg"))
+    assert torch.equal(by_path.boxes, opened.boxes)
+    assert float(by_path.boxes[:, 3].max()) > 130  # 130 wide and 200 high
+    by_path.boxes[0] += 1  # results are ordinary tensors
+
+
 def test_a_list_of_any_sizes_equals_one_at_a_time(model):
     images = [picture(*size, seed=n) for n, size in enumerate([(200, 130), (130, 200), (96, 96), (203, 131), (20, 9)])]
     together = model.predict(images)
@@ -142,6 +153,13 @@ def test_a_damaged_model_is_refused_whole(model, tmp_path):
     description.unlink()
     with pytest.raises(InputError, match=r"no config\.json"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "foo"])
+def test_a_device_that_is_not_there(model, tmp_path, device):
+    save_model(model, tmp_path)
+    with pytest.raises(InputError, match=f"the device '{device}' can't be used here"):
+        detector.load(tmp_path, device=device)
 
 
 def test_models_that_are_not_there(tmp_path):

@@ -265,3 +265,13 @@ def test_table_3_has_eight_distinct_rows_and_only_figures_that_were_checked() ->
         assert (config.model.backbone, config.model.weights) == ("r50", "imagenet")
         assert (config.model.head.classification_loss, config.model.head.quality_branch) == ("focal", "centerness")
         assert (config.schedule.max_iterations, config.schedule.batch_size) == (90_000, 16)
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [(3, "model is 3, but it is a section with keys of its own, such as model.backbone"), (None, "model is null, but")],
+)
+def test_a_section_given_one_value_is_refused(value: object, sentence: str) -> None:
+    below = [Setting("model.backbone", "r18", "base.yaml, line 2")]
+    with pytest.raises(InputError, match=re.escape(f"profile.yaml, line 1: {sentence}")):
+        resolve([below, [Setting("model", value, "profile.yaml, line 1")]])
