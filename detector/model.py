@@ -30,11 +30,11 @@ class Network(nn.Module):
         super().__init__()
         # Each part draws from its own seed: rows that differ in one part start from equal weights in the others.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(3 * seed)
             self.backbone = build_backbone(config)
-            torch.manual_seed(seed + 1)
+            torch.manual_seed(3 * seed + 1)
             self.neck = FPN(self.backbone.channels, config.neck)
-            torch.manual_seed(seed + 2)
+            torch.manual_seed(3 * seed + 2)
             self.head = build_head(config.head, in_channels=config.neck.channels, num_classes=num_classes)
 
     def forward(self, batch: Tensor) -> HeadOutputs:
