@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from detector.errors import InputError, TrainingError, UnreachableError
@@ -24,6 +25,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises InputError instead of printing the usage."""
         raise InputError(f"{message}; see {self.prog} --help")
+
+
+def output_folder(path: Path) -> Path:
+    """``path``, made if need be. Raises UnreachableError where that can't be a folder to write into."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnreachableError(f"--out {path} can't be written ({error.strerror}); name another folder") from error
+    return path
 
 
 def run(command: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence[str] | None) -> int:

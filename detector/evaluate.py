@@ -44,6 +44,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from detector.inference import load
     from detector.train import figures
 
+    command.output_folder(arguments.out)
     model = load(arguments.model, device=arguments.device, tracking_uri=arguments.tracking_uri)
     with tempfile.TemporaryDirectory(prefix="detsweep-") as temporary:
         digest = data_digest(arguments.data, arguments.split, remember=None)
@@ -57,7 +58,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         data = DataConfig(short_side=model.short_side, long_side=model.long_side)
         result = evaluate(model, store, data, label="evaluating")
         annotated, images = store.has_annotations, len(store)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     results = arguments.out / "detections.json"
     write_json(results, result.detections)
     if not annotated:

@@ -56,8 +56,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     from detector.inference import load, read_image
     from detector.progress import track
 
+    command.output_folder(arguments.out)
     model = load(arguments.model, device=arguments.device, tracking_uri=arguments.tracking_uri)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     results, skipped, names = [], [], set()
     for number, path in enumerate(track(paths, len(paths), "predicting"), 1):
         try:

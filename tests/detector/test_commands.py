@@ -121,6 +121,15 @@ def test_data_of_other_categories_is_refused(trained, root, tmp_path, capsys):
     assert "the model finds 3 categories (disc" in capsys.readouterr().err
 
 
+def test_a_file_where_the_output_should_go_is_refused_first(trained, root, tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    Image.new("RGB", (64, 48)).save(tmp_path / "good.jpg")
+    out = ["--out", str(tmp_path / "taken")]
+    assert predict.main([str(trained / "model"), str(tmp_path / "good.jpg"), *out]) == 4
+    assert evaluate.main([str(trained / "model"), "--data", str(root), "--split", "val", *out]) == 4
+    assert capsys.readouterr().err.count("can't be written (File exists)") == 2
+
+
 def test_unreadable_images_are_skipped_by_name(trained, tmp_path, capsys):
     (tmp_path / "bad.jpg").write_bytes(b"not an image")
     Image.new("RGB", (64, 48)).save(tmp_path / "good.jpg")
