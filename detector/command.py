@@ -36,10 +36,12 @@ def output_folder(path: Path) -> Path:
     return path
 
 
-def run(command: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence[str] | None) -> int:
+def run(
+    command: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> int:
     """Runs ``command`` on the parsed ``argv``. 0: done; 2: wrong input; 3: the training failed; 4: out of reach."""
     try:
-        command(parser.parse_args(argv))
+        return command(parser.parse_args(argv)) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -52,4 +54,3 @@ def run(command: Callable[[argparse.Namespace], None], parser: Parser, argv: Seq
     except KeyboardInterrupt:
         print("interrupted; the same command continues what it had saved", file=sys.stderr)
         return 130
-    return 0

@@ -13,8 +13,9 @@ from typing import NoReturn
 
 from pydantic import ValidationError
 
+from detector import command
 from detector.config import GeneratedDataConfig
-from detector.errors import InputError, UnreachableError
+from detector.errors import InputError
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -173,23 +174,16 @@ def _positive(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
+    return command.run(_run, parser(), arguments)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
-        options = parser().parse_args(arguments)
         return options.run(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
-        print(f"error: {option} {first['input']!r}: {first['msg']}", file=sys.stderr)
-        return 2
-    except UnreachableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 4
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again", file=sys.stderr)
-        return 130
+        raise InputError(f"{option} {first['input']!r}: {first['msg']}") from error
 
 
 if __name__ == "__main__":
