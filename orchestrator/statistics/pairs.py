@@ -1,0 +1,274 @@
+"""Difference, interval and verdict of each pair of rows that a table names in ``compare``.
+
+The difference is the first row's AP less the second's, by least squares of the row + seed model, which is the mean of
+the differences by seed where both rows have the same seeds. Its interval is Student's t with the deviation and the
+degrees of freedom of the whole table. **The interval that is shown is the pair's own at 95 %, not adjusted; the verdict
+comes from p adjusted** for the number of pairs (Holm, *Scandinavian Journal of Statistics* 6, 1979, which holds for any
+dependence between the pairs, here through shared rows, seeds and the common deviation) and for the look
+(``looks``). Said with intervals: ordered by p, the k-th of m pairs gets a verdict when its interval at confidence
+1 - level/(m-k+1) lies wholly on one side of 0, and those of all pairs before it did. All pairs of the table count in m,
+also those that can't be judged yet.
+
+Direction and size are separate. Direction is the verdict. Size asks whether ours fits the paper's difference, which is
+one training against another, of which neither shares a seed with the other as far as is known.
+
+All figures are AP in percent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.statistics.looks import ALPHA, look_level
+from orchestrator.statistics.power import ASSUMED_DEVIATION, SeedRange, seed_range
+from orchestrator.statistics.variance import Fit, Results, collapsed, deviation_range, fit, t_probability, t_quantile
+
+CANT_TELL = "can't tell"
+TINY = 1e-9
+"""AP; a deviation below it is none: the trainings came out equal, as those do that found nothing."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a shown direction is called when it is the paper's, and when it is the other."""
+
+    same: str
+    opposite: str
+
+
+REPRODUCTION = Labels("reproduced", "contradicted")
+"""For the paper's own data, model, initial weights, schedule and precision."""
+ELSEWHERE = Labels("same direction", "opposite")
+"""For everything else."""
+WITHOUT_PAPER = Labels("higher", "lower")
+"""Where the paper has no difference: what the first row is against the second."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the difference is beside the paper's."""
+
+    paper: float
+    """The paper's difference."""
+    paper_range: tuple[float, float]
+    """The paper's difference ± 1.96 · sqrt(2) · deviation between seeds: what a second run of the paper's two
+    trainings would come from."""
+    within_noise: bool
+    """Whether the paper's difference is smaller than that: within the paper's own noise."""
+    verdict: str | None
+    """``as the paper's``, ``smaller`` or ``larger`` (in the paper's direction); None without a difference of ours.
+    Ours has an error of its own, so it may lie outside ``paper_range`` by as much and still be as the paper's."""
+    assumed: bool
+    """Whether the deviation is assumed, for want of results."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the results say of one pair."""
+
+    first: str
+    second: str
+    n: int
+    """Seeds that both rows have."""
+    difference: float | None
+    """First less second. None where the rows can't be compared yet."""
+    interval: tuple[float, float] | None
+    """95 % confidence interval of the difference, not adjusted for the other pairs."""
+    error: float | None
+    """Standard error of the difference; None where there is no interval."""
+    deviation: float | None
+    """Of the rest in the row + seed model, pooled over the table; None without degrees of freedom."""
+    deviation_range: tuple[float, float] | None
+    """95 % confidence interval of it."""
+    df: int
+    p: float | None
+    """Two-sided, of this pair alone."""
+    p_adjusted: float
+    """For the number of pairs (Holm) and for the look; to be compared with alpha. 1 where there is no p."""
+    verdict: str
+    """One of the labels, or ``can't tell``."""
+    more_seeds: SeedRange | None
+    """Seeds to add until a difference like the paper's is shown at 80 % power, with the deviation's interval; None
+    where a verdict is given or the paper has no difference."""
+    size: Size | None
+    """None where the paper has no figures for both rows."""
+    reason: str
+    """Why there is no interval, or why it is not from the table's deviation; empty otherwise."""
+
+
+def judge(
+    results: Results,
+    pairs: Sequence[tuple[str, str]],
+    paper: Mapping[str, float],
+    *,
+    looks: Sequence[float] = (),
+    labels: Labels = REPRODUCTION,
+    same_training: Mapping[str, str] | None = None,
+    assumed: tuple[float, float] = ASSUMED_DEVIATION,
+    alpha: float = ALPHA,
+) -> list[Judgement]:
+    """Judges each of ``pairs`` from all rows of ``results``, which has an entry for each row, empty or not.
+
+    ``paper`` is the paper's AP by row, as far as it has any. ``looks`` are the earlier looks at this table, each as
+    what ``seeds_per_row`` gave then. ``same_training`` names, for a row that is another row's training under a second
+    name, that other row. ``assumed`` stands for the deviation as long as there is no estimate. Rows that collapsed
+    (``variance.collapsed``) are left out of the common deviation; a pair with one is judged by its own differences
+    alone. Raises ValueError on rows without an entry and on an AP that isn't finite.
+    """
+    same = same_training or {}
+    for row in (row for pair in pairs for row in pair):
+        if row not in results:
+            raise ValueError(f"there is no row {row!r} in the results; give each row of the table, empty if need be")
+    for row, other in same.items():
+        if other not in results or same.get(other, other) != other:
+            raise ValueError(f"row {row!r} is said to be the training of {other!r}, which has no results of its own")
+    distinct = {row: cells for row, cells in results.items() if same.get(row, row) == row}
+    fallen = collapsed(distinct)
+    table = fit(distinct, [row for row in distinct if row not in fallen])
+    now = seeds_per_row(distinct)
+    level = look_level(now, looks, alpha)
+    single = [_evidence(distinct, table, fallen, same.get(one, one), same.get(two, two)) for one, two in pairs]
+    adjusted = [min(1.0, p * alpha / level) if level > 0 else 1.0 for p in holm([pair.p for pair in single])]
+    found = []
+    for (first, second), pair, p in zip(pairs, single, adjusted, strict=True):
+        known = first in paper and second in paper
+        stated = round(paper[first] - paper[second], 9) if known else None
+        shown = pair.difference is not None and pair.p is not None and p <= alpha
+        verdict = _label(pair.difference or 0.0, stated, labels) if shown else CANT_TELL
+        more = None
+        if not shown and stated and pair.rows > 1:
+            deviation, ends = pair.deviation_or(assumed)
+            after = [*looks, now]
+            needed = seed_range(stated, deviation, ends, rows=pair.rows, pairs=len(pairs), looks=after, alpha=alpha)
+            more = SeedRange(
+                *(None if n is None else n - math.floor(now) for n in (needed.about, needed.lowest, needed.highest))
+            )
+        found.append(
+            Judgement(
+                first=first,
+                second=second,
+                n=pair.n,
+                difference=pair.difference,
+                interval=pair.interval(alpha),
+                error=pair.error,
+                deviation=pair.deviation,
+                deviation_range=None if pair.deviation is None else deviation_range(pair.deviation, pair.df, 1 - alpha),
+                df=pair.df,
+                p=pair.p,
+                p_adjusted=p,
+                verdict=verdict,
+                more_seeds=more,
+                size=None if stated is None else _size(pair, stated, table.between_seeds, assumed[1]),
+                reason=pair.reason,
+            )
+        )
+    return found
+
+
+def seeds_per_row(results: Results) -> float:
+    """Finished trainings over rows: the number of seeds, or an average where cells are missing. What a look is kept
+    as."""
+    return sum(len(cells) for cells in results.values()) / len(results) if results else 0.0
+
+
+def holm(p: Sequence[float | None]) -> list[float]:
+    """Holm's adjusted p: in ascending order, p times the number of pairs not yet passed, never falling, at most 1.
+
+    None, a pair without p, counts among the pairs and stays at 1.
+    """
+    adjusted = [1.0] * len(p)
+    highest = 0.0
+    order = sorted((value, number) for number, value in enumerate(p) if value is not None)
+    for passed, (value, number) in enumerate(order):
+        highest = max(highest, min(1.0, value * (len(p) - passed)))
+        adjusted[number] = highest
+    return adjusted
+
+
+def sentence(judgement: Judgement) -> str:
+    """The verdict in words: ``reproduced``, or ``can't tell: about 3 more seeds at 80 % power (1 to 12)``."""
+    more = judgement.more_seeds
+    if judgement.verdict != CANT_TELL or more is None:
+        return judgement.verdict
+    if more.about is None:
+        return f"{CANT_TELL}: more seeds than anyone runs, for a difference like the paper's"
+    ends = f"{more.lowest} or far more" if more.highest is None else f"{more.lowest} to {more.highest}"
+    seeds = "seed" if more.about == 1 else "seeds"
+    return f"{CANT_TELL}: about {more.about} more {seeds} at 80 % power ({ends})"
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """One pair by itself: what there is to judge it by."""
+
+    rows: int
+    """That share the deviation."""
+    df: int
+    deviation: float | None
+    n: int
+    difference: float | None
+    error: float | None
+    reason: str
+
+    @property
+    def p(self) -> float | None:
+        if self.difference is None or self.error is None:
+            return None
+        return t_probability(self.difference / self.error, self.df)
+
+    def interval(self, alpha: float) -> tuple[float, float] | None:
+        if self.difference is None or self.error is None:
+            return None
+        half = t_quantile(self.df, alpha) * self.error
+        return self.difference - half, self.difference + half
+
+    def deviation_or(self, assumed: tuple[float, float]) -> tuple[float, tuple[float, float]]:
+        """The deviation and its interval; what is assumed where there is none."""
+        if self.deviation is None or self.deviation < TINY:
+            return sum(assumed) / 2, assumed
+        return self.deviation, deviation_range(self.deviation, self.df)
+
+
+def _evidence(results: Results, table: Fit, fallen: Sequence[str], first: str, second: str) -> _Evidence:
+    out = [row for row in (first, second) if row in fallen]
+    # A row that collapsed varies in a way of its own: then the pair's own differences are all there is.
+    used = fit(results, [first, second]) if out and first != second else table
+    n = used.shared(first, second)
+    found = used.difference(first, second)
+    difference, error, reason = None, None, f"collapsed: {', '.join(out)}" if out else ""
+    if found is not None:
+        difference = found[0]
+    if first == second:
+        reason = "the two rows are one training"
+    elif found is None:
+        reason = "no seed links the two rows yet"
+    elif n < 2:
+        reason = "one seed" if n else "the two rows share no seed"
+    elif used.deviation is None or used.deviation < TINY:
+        reason = "the trainings came out equal"
+    else:
+        error = used.deviation * found[1]
+    return _Evidence(len(used.rows), used.df, used.deviation, n, difference, error, reason)
+
+
+def _label(difference: float, paper: float | None, labels: Labels) -> str:
+    if not paper:
+        return WITHOUT_PAPER.same if difference > 0 else WITHOUT_PAPER.opposite
+    return labels.same if difference * paper > 0 else labels.opposite
+
+
+def _size(pair: _Evidence, paper: float, between_seeds: float | None, assumed: float) -> Size:
+    known = between_seeds is not None and between_seeds >= TINY
+    deviation = between_seeds if known and between_seeds is not None else assumed
+    half = 1.96 * math.sqrt(2) * deviation
+    verdict = None
+    if pair.difference is not None:
+        # Without a standard error ours is a single seed, and as good as the paper's.
+        error = math.sqrt(2) * deviation if pair.error is None else pair.error
+        if abs(pair.difference - paper) <= math.hypot(half, 1.96 * error):
+            verdict = "as the paper's"
+        else:
+            verdict = "larger" if (pair.difference - paper) * paper > 0 else "smaller"
+    return Size(paper, (paper - half, paper + half), abs(paper) < half, verdict, not known)
