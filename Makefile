@@ -1,13 +1,13 @@
 # make demo: the laptop sweep of Table 3 on generated data. make tables: every row of all five tables for ten iterations.
 # make test: all quick tests. make slow: the others. make overfit: every head and assigner learns eight images by heart.
-# Each makes the environment first.
+# make statistics: the report's statistics on simulated sweeps. Each makes the environment first.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo tables test slow overfit lint format benchmarks clean
+.PHONY: demo tables test slow overfit statistics lint format benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m orchestrator.sweep sweeps/table3.yaml --profile laptop --storage $(CURDIR)/demo
@@ -26,6 +26,9 @@ slow: $(VENV)/.installed
 
 overfit: $(VENV)/.installed
 	$(BIN)/python -m tests.overfit
+
+statistics: $(VENV)/.installed
+	$(BIN)/python -m tests.statistics
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""Simulations whose truth is known: that the statistics of a table keep what they promise."""
