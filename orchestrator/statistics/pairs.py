@@ -112,10 +112,10 @@ def judge(
     """Judges each of ``pairs`` from all rows of ``results``, which has an entry for each row, empty or not.
 
     ``paper`` is the paper's AP by row, as far as it has any. ``looks`` are the earlier looks at this table, each as
-    what ``seeds_per_row`` gave then. ``same_training`` names, for a row that is another row's training under a second
-    name, that other row. ``assumed`` stands for the deviation as long as there is no estimate. Rows that collapsed
-    (``variance.collapsed``) are left out of the common deviation; a pair with one is judged by its own differences
-    alone. Raises ValueError on rows without an entry and on an AP that isn't finite.
+    what ``seeds_per_row`` gave then of the rows that aren't in ``same_training``. That names, for a row that is another
+    row's training under a second name, that other row. ``assumed`` stands for the deviation as long as there is no
+    estimate. Rows that collapsed (``variance.collapsed``) are left out of the common deviation; a pair with one is
+    judged by its own differences alone. Raises ValueError on rows without an entry and on an AP that isn't finite.
     """
     same = same_training or {}
     for row in (row for pair in pairs for row in pair):
