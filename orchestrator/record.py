@@ -5,11 +5,16 @@ An evaluation is named by a key: a hash of its split, the size of the images and
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from detector.errors import InputError
+
+FORMAT = 1
 Metrics = dict[str, float | None]
 
 
@@ -142,3 +147,48 @@ def _spent(attempts: list[dict[str, Any]], until: float | None) -> float | None:
     if not attempts:
         return None
     return sum(max(0.0, (a.get("ended") or until or a["started"]) - a["started"]) for a in attempts)
+
+
+# The document itself, status.json
+
+
+def new_status(identity: str, *, sweep: str, row: str, seed: int, iterations: int) -> dict[str, Any]:
+    """The status of a training that nothing is known of yet."""
+    return {
+        "format": FORMAT,
+        "identity": identity,
+        "training": uuid.uuid4().hex,
+        "state": "pending",
+        "iterations": iterations,
+        "first": {"sweep": sweep, "row": row, "seed": seed},
+        "attempts": [],
+    }
+
+
+def checked(status: Any | None, where: str) -> dict[str, Any] | None:
+    """``status`` as it was read from ``where``; raises ``InputError`` for that of another version."""
+    if status is not None and status.get("format") != FORMAT:
+        raise InputError(
+            f"{where} has format {status.get('format')}, but this version reads {FORMAT}; use the version that wrote "
+            "it, or move the folder away to train it anew"
+        )
+    return status
+
+
+def evaluations_of(status: dict[str, Any]) -> dict[str, Any]:
+    """All evaluations, by key."""
+    return status.get("evaluations") or {}
+
+
+def finished_evaluations(status: dict[str, Any]) -> dict[str, Any]:
+    """Those that are finished."""
+    return {key: one for key, one in evaluations_of(status).items() if one["state"] == "finished"}
+
+
+def end_attempts(status: dict[str, Any], outcome: str, *, at: float | None = None, error: str | None = None) -> None:
+    """Ends what has no end yet, ``at`` that time, or now."""
+    for attempt in status["attempts"]:
+        if "outcome" not in attempt:
+            attempt.update(outcome=outcome, ended=time.time() if at is None else max(attempt["started"], at))
+            if error:
+                attempt["error"] = error
