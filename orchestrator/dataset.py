@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.config import GeneratedDataConfig
+from detector.config import GeneratedDataConfig, TrainingConfig
 from detector.data.coco import CocoSplit, data_digest, find_annotations, find_images, read_split, training_boxes
 from detector.errors import InputError
 from orchestrator.files import locked, read_json, write_json
@@ -140,3 +140,39 @@ def _remembered(path: Path) -> dict[str, dict[str, object]]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+class Facts:
+    """Facts of the splits, each looked up once a plan."""
+
+    def __init__(self, data_folder: Path) -> None:
+        self._data = data_folder
+        self._known: dict[tuple[str, str], SplitFacts] = {}
+
+    def of(self, config: TrainingConfig) -> tuple[SplitFacts, SplitFacts, SplitFacts | None]:
+        """Training, validation and test split of a located ``config``, found to be of use and of the same classes."""
+        train, val = (self._split(config, split) for split in (config.data.train, config.data.val))
+        test = None if config.data.test is None else self._split(config, config.data.test)
+        check_boxes(train, val)
+        for other in (val, test):
+            if other is not None:
+                check_categories(train, other)
+        classes = config.model.num_classes
+        if classes is not None and classes != len(train.categories):
+            raise InputError(
+                f"model.num_classes is {classes}, but the data set in {config.data.root} has {len(train.categories)} "
+                "categories; leave model.num_classes out, or set it to null"
+            )
+        return train, val, test
+
+    def _split(self, config: TrainingConfig, split: str) -> SplitFacts:
+        root, generated = str(config.data.root), config.data.generated
+        if generated is not None and not Path(root).is_dir():
+            return undrawn_facts(generated, root, split)
+        if (root, split) not in self._known:
+            self._known[root, split] = split_facts(root, split, self._data)
+        return self._known[root, split]
+
+    def remember(self) -> None:
+        """Keeps for later plans what was learnt while there was no storage yet."""
+        remember(self._known.values(), self._data)

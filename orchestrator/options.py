@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from detector.errors import InputError, UnreachableError
 from orchestrator.lease import SweepHeldError
-from orchestrator.plan import SweepRequest
+from orchestrator.request import SweepRequest
 
 
 class Parser(argparse.ArgumentParser):

@@ -7,9 +7,8 @@ right.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,40 +19,22 @@ from detector.keys import Setting, flat, leaves, resolve
 from detector.plugins import Plugin
 from detector.refusals import short
 from detector.weights import resolve_weights
-from orchestrator.dataset import (
-    SplitFacts,
-    check_boxes,
-    check_categories,
-    check_places,
-    remember,
-    split_facts,
-    undrawn_facts,
-)
-from orchestrator.identity import deciding, digest, evaluation_identity, identity
+from orchestrator.dataset import Facts, SplitFacts, check_places
+from orchestrator.history import History, OtherCode
+from orchestrator.identity import basis, deciding, evaluation_identity, flattened, identity
 from orchestrator.ledger import Ledger
+from orchestrator.request import (
+    SweepRequest,
+    absolute,
+    check_tracking_uri,
+    command_line,
+    resolve_storage,
+    resolve_tracking_uri,
+    sweep_key,
+)
 from orchestrator.spec import Figure, Quoted, RowSpec, SweepSpec, check_seeds, load_profile, load_spec, read_set
 
 Purpose = Literal["run", "describe", "read"]
-
-
-@dataclass(frozen=True)
-class SweepRequest:
-    """What was asked for on the command line."""
-
-    sweep: str
-    """Sweep file."""
-    profile: str | None = None
-    """Name of a file in profiles/."""
-    set: tuple[str, ...] = ()
-    """``KEY=VALUE`` each."""
-    only: tuple[str, ...] = ()
-    """Names of rows; empty means all."""
-    seeds: tuple[int, ...] | None = None
-    """None: those of the sweep file."""
-    storage: str | None = None
-    """Folder; None: $DETSWEEP_STORAGE, then ~/detsweep."""
-    tracking_uri: str | None = None
-    """None: $MLFLOW_TRACKING_URI, then sqlite in the storage."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +65,15 @@ class PlannedRow:
     """Key of its evaluation on ``val``,"""
     test_evaluation: str = ""
     """and of that on ``test``."""
+    basis: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What the identity is a hash of."""
+    other_code: OtherCode | None = None
+    """A training of the same recipe by other code. It is this row's if that was accepted, or if the plan only reads;
+    otherwise the sweep is refused."""
+    own_identity: str = ""
+    """What the present code would make; differs from ``identity`` where the training is one by other code."""
+    changed: tuple[str, ...] = ()
+    """What is different from the training that the row had when the sweep was last run."""
 
     @property
     def drawn(self) -> bool:
@@ -118,6 +108,8 @@ class Plan:
     """The command line that means the same sweep."""
     plugins: tuple[Plugin, ...] = ()
     """What the sweep file declares, used by a row or not."""
+    dropped: tuple[str, ...] = ()
+    """Rows that the sweep file had when the sweep was last run, and no longer has."""
 
     @property
     def folder(self) -> Path:
@@ -173,15 +165,16 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
         if config.data.generated is None:
             check_places(str(config.data.root), _splits(config))
     models = [resolve_weights(draft.config.model) for draft in drafts]
-    facts = _Facts(ledger)
+    facts = Facts(ledger.data)
     for config in configs:
         facts.of(config)
     if purpose == "run":
         ledger.prepare()
         _draw(configs, ledger)
         facts.remember()
+    history = History(ledger, key)
     rows = [
-        _planned(draft, config, model, seed, facts)
+        _with_history(_planned(draft, config, model, seed, facts), history, request, purpose)
         for draft, config, model in zip(drafts, configs, models, strict=True)
         for seed in seeds
     ]
@@ -205,71 +198,8 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
         tracking_uri=tracking_uri,
         command=command_line("sweep", request),
         plugins=spec.plugins,
+        dropped=history.dropped(row.name for row in spec.rows),
     )
-
-
-def resolve_storage(given: str | None) -> Path:
-    """The storage as an absolute path: ``given``, else $DETSWEEP_STORAGE, else ~/detsweep.
-
-    Raises InputError for a URI.
-    """
-    text, origin = given, "--storage"
-    if text is None:
-        text, origin = os.environ.get("DETSWEEP_STORAGE") or "~/detsweep", "$DETSWEEP_STORAGE"
-    if not text:
-        raise InputError(f"{origin} is empty; give the path of a folder")
-    if "://" in text:
-        scheme = text.split("://")[0]
-        raise InputError(
-            f"{origin} is a {scheme}:// address, but the storage must be a folder that every node sees under one path, "
-            "such as /mnt/shared/detsweep"
-        )
-    return Path(os.path.abspath(Path(text).expanduser()))
-
-
-def resolve_tracking_uri(given: str | None, storage: Path) -> str:
-    """MLflow's store: ``given``, else $MLFLOW_TRACKING_URI, else a database in the storage."""
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
-
-
-def check_tracking_uri(given: str | None, storage: Path) -> None:
-    """Raises InputError for a database in a folder that isn't there, other than the storage: a slip of the hand."""
-    uri = resolve_tracking_uri(given, storage)
-    path = uri.removeprefix("sqlite:///").split("?")[0] if uri.startswith("sqlite:///") else None
-    if not path or path == ":memory:":
-        return
-    folder = Path(os.path.abspath(path)).parent
-    if folder != storage and not folder.is_dir():
-        origin = "--tracking-uri" if given else "$MLFLOW_TRACKING_URI"
-        raise InputError(f"{origin} is {uri}, but there is no folder {folder}; make it, or correct the address")
-
-
-def sweep_key(name: str, profile: str | None, settings: Sequence[Setting]) -> str:
-    """NAME, ``@PROFILE`` if there is one, and ``+HASH8`` of the ``--set`` values if there are any."""
-    values = {setting.key: setting.value for setting in settings}
-    if isinstance(values.get("data.root"), str):
-        values["data.root"] = _absolute(values["data.root"])
-    changed = f"+{digest(values)[:8]}" if values else ""
-    return name + (f"@{profile}" if profile else "") + changed
-
-
-def command_line(module: str, request: SweepRequest) -> str:
-    """``python -m orchestrator.MODULE`` with everything that makes it mean the same sweep."""
-    words = ["python", "-m", f"orchestrator.{module}", request.sweep]
-    if request.profile:
-        words += ["--profile", request.profile]
-    for value in request.set:
-        words += ["--set", value]
-    for name in request.only:
-        words += ["--only", name]
-    if request.seeds is not None:
-        words += ["--seeds", ",".join(map(str, request.seeds))]
-    if request.storage is not None:
-        words += ["--storage", request.storage]
-    # A password is never shown; it stays in $MLFLOW_TRACKING_URI.
-    if request.tracking_uri is not None and "@" not in request.tracking_uri:
-        words += ["--tracking-uri", request.tracking_uri]
-    return shlex.join(words)
 
 
 def _check_known(key: str, storage: Path, request: SweepRequest) -> None:
@@ -353,57 +283,14 @@ def _departures(row: RowSpec, config: TrainingConfig) -> tuple[str, ...]:
     stated, meant = deciding(config), deciding(recipe)
     changed = [
         key
-        for key, value in _flat(stated).items()
-        if key not in ("schedule.batch_factor", "seed") and value != _flat(meant).get(key)
+        for key, value in flattened(stated).items()
+        if key not in ("schedule.batch_factor", "seed") and value != flattened(meant).get(key)
     ]
     if config.data.generated != recipe.data.generated:
         changed.append("data.generated")
     elif (config.data.train, config.data.val) != (recipe.data.train, recipe.data.val):
         changed.append("data.train")
     return tuple("schedule.iterations" if key == "schedule.max_iterations" else key for key in changed)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return found
-
-
-class _Facts:
-    """Facts of the splits, each looked up once a plan."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._known: dict[tuple[str, str], SplitFacts] = {}
-
-    def of(self, config: TrainingConfig) -> tuple[SplitFacts, SplitFacts, SplitFacts | None]:
-        """Training, validation and test split of a located ``config``, found to be of use and of the same classes."""
-        train, val = (self._split(config, split) for split in (config.data.train, config.data.val))
-        test = None if config.data.test is None else self._split(config, config.data.test)
-        check_boxes(train, val)
-        for other in (val, test):
-            if other is not None:
-                check_categories(train, other)
-        classes = config.model.num_classes
-        if classes is not None and classes != len(train.categories):
-            raise InputError(
-                f"model.num_classes is {classes}, but the data set in {config.data.root} has {len(train.categories)} "
-                "categories; leave model.num_classes out, or set it to null"
-            )
-        return train, val, test
-
-    def _split(self, config: TrainingConfig, split: str) -> SplitFacts:
-        root, generated = str(config.data.root), config.data.generated
-        if generated is not None and not Path(root).is_dir():
-            return undrawn_facts(generated, root, split)
-        if (root, split) not in self._known:
-            self._known[root, split] = split_facts(root, split, self._ledger.data)
-        return self._known[root, split]
-
-    def remember(self) -> None:
-        """Keeps for later plans what was learnt while there was no storage yet."""
-        remember(self._known.values(), self._ledger.data)
 
 
 def _located(config: TrainingConfig, data_folder: Path) -> TrainingConfig:
@@ -429,16 +316,19 @@ def _draw(configs: Iterable[TrainingConfig], ledger: Ledger) -> None:
             generate(config.data.generated, ledger.data)
 
 
-def _planned(draft: _Draft, config: TrainingConfig, model: ModelConfig, seed: int, facts: _Facts) -> PlannedRow:
+def _planned(draft: _Draft, config: TrainingConfig, model: ModelConfig, seed: int, facts: Facts) -> PlannedRow:
     train, val, test = facts.of(config)
     config = config.model_copy(
         update={"model": model.model_copy(update={"num_classes": len(train.categories)}), "seed": seed}
     )
     values = flat(config)
+    mine = identity(config, train_digest=train.digest)
     return PlannedRow(
         row=draft.spec.name,
         seed=seed,
-        identity=identity(config, train_digest=train.digest),
+        identity=mine,
+        own_identity=mine,
+        basis=basis(config, train_digest=train.digest),
         config=config,
         show=dict(draft.spec.show),
         paper=dict(draft.spec.paper),
@@ -452,17 +342,26 @@ def _planned(draft: _Draft, config: TrainingConfig, model: ModelConfig, seed: in
     )
 
 
+def _with_history(row: PlannedRow, history: History, request: SweepRequest, purpose: Purpose) -> PlannedRow:
+    """``row`` with what is known of its earlier trainings, and with the one by other code where that is to be used."""
+    if not row.drawn:
+        return row
+    changed = history.changed(row.row, row.seed, row.identity, row.basis)
+    other = None if request.other_code == "anew" else history.other_code(row.identity, row.basis)
+    if other is None:
+        return replace(row, changed=changed)
+    other = replace(other, accepted=other.accepted or request.other_code == "accept")
+    used = other.identity if other.accepted or purpose == "read" else row.identity
+    return replace(row, changed=changed, other_code=other, identity=used)
+
+
 def _root(config: TrainingConfig) -> str:
     if config.data.root is None:
         raise InputError(
             "no data set is named; give its folder by --set data.root=FOLDER or $DETSWEEP_DATA, download COCO with "
             "`python -m detector.data download coco2017`, or use `--profile laptop`, which needs nothing"
         )
-    return _absolute(config.data.root)
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    return absolute(config.data.root)
 
 
 def _splits(config: TrainingConfig) -> tuple[str, ...]:

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import shutil
-import signal
-import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from detector.errors import UnreachableError
 from orchestrator import nodes
+from orchestrator.history import forget_accepted
 from orchestrator.identity import evaluation_settings
-from orchestrator.lease import Lease, refuse_held
+from orchestrator.interruption import Interrupted, signals
+from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.live_table import LiveTable
+from orchestrator.preparation import make_ready, remember_choices, state_of, unfinished
 
 if TYPE_CHECKING:
     from orchestrator.evaluation import EvaluationJob
@@ -54,14 +53,6 @@ class _Stopped(BaseException):
     """Ends Tune's loop at once. Tune would answer an ordinary exception by waiting for all trials."""
 
 
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM; raised in the main thread, so that what is held is given back."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
 def run_sweep(
     plan: Plan,
     *,
@@ -80,11 +71,12 @@ def run_sweep(
     has the sweep); everything else is in the outcome.
     """
     ledger = Ledger(plan.storage)
-    with _signals() as listen:
+    with signals() as listen:
         try:
             ledger.prepare()
             make_ready(plan, ledger, address, fresh=fresh)
             with Lease(ledger.sweep(plan.key)):
+                remember_choices(plan, ledger)
                 return _Pass(plan, ledger, listen).run(address, max_concurrent, fresh)
         except UnreachableError as error:
             return SweepOutcome("unreachable", str(error), 4)
@@ -107,7 +99,7 @@ class _Pass:
         from orchestrator.tracking import Tracker
 
         tracker = Tracker(self.plan, self.ledger)
-        todo = _todo(self.plan, self.ledger, fresh)
+        todo = unfinished(self.plan, self.ledger, fresh)
         # MLflow's first look at its store takes seconds, which the cluster's start can hide.
         connecting = _Background(tracker.connect)
         try:
@@ -179,6 +171,7 @@ class _Pass:
             record = self.ledger.record(row.identity)
             if fresh and not (record.state == "running" and record.holder != self.plan.key):
                 self.ledger.set_aside(row.identity)
+                forget_accepted(self.ledger, row.identity)
             mine = self.ledger.claim(
                 row.identity,
                 sweep=self.plan.key,
@@ -186,6 +179,7 @@ class _Pass:
                 seed=row.seed,
                 config=row.config.model_dump(mode="json"),
                 iterations=row.config.schedule.max_iterations,
+                basis=row.basis,
             )
             if mine:
                 self._claimed.append(row.identity)
@@ -291,7 +285,7 @@ class _Pass:
     def _outcome(self, tracker: Tracker) -> SweepOutcome:
         from orchestrator.report import write_report
 
-        states = [_state(row, self.ledger) for row in self.plan.rows]
+        states = [state_of(row, self.ledger) for row in self.plan.rows]
         complete = all(state == "finished" for state in states)
         write_report(self.plan, self.ledger)
         notice = tracker.finish("FINISHED" if complete else "FAILED")
@@ -302,60 +296,6 @@ class _Pass:
         if self._held:
             parts.append(f"{len(self._held)} trainings are another live sweep's; run this again when it has ended")
         return SweepOutcome("partial", "; ".join(parts), 3, notice)
-
-
-def make_ready(plan: Plan, ledger: Ledger, address: str | None, *, fresh: bool) -> None:
-    """What can be refused is refused, and the data are converted, before anything of the sweep itself is written.
-
-    Raises ``InputError``, ``UnreachableError`` and ``SweepHeldError``.
-    """
-    from orchestrator.tracking import Tracker
-
-    refuse_held(ledger.sweep(plan.key))
-    todo = _todo(plan, ledger, fresh)
-    if todo:
-        nodes.check_address(address)
-        # Hours of converting must not come before a server that isn't there. A database is made later, by the sweep.
-        tracker = Tracker(plan, ledger)
-        before = (lambda: None) if plan.tracking_uri.startswith("sqlite:") else tracker.connect
-        convert_data(plan, todo, ledger, fresh=fresh, before=before)
-
-
-def _todo(plan: Plan, ledger: Ledger, fresh: bool) -> list[str]:
-    """Identities that lack something, in the order of the rows."""
-    return list(dict.fromkeys(row.identity for row in plan.rows if fresh or _state(row, ledger) != "finished"))
-
-
-def _state(row: PlannedRow, ledger: Ledger) -> str:
-    return ledger.record(row.identity, row.evaluations).state
-
-
-def convert_data(
-    plan: Plan,
-    identities: Collection[str],
-    ledger: Ledger,
-    *,
-    fresh: bool = False,
-    before: Callable[[], None] = lambda: None,
-) -> None:
-    """Converts the data that ``identities`` still need, each split once, before anything starts.
-
-    ``before`` is called if that is going to take time. Raises ``InputError`` for data that can't be used.
-    """
-    from detector.data.store import ensure_store, is_store
-
-    # Data sets that each node keeps on its own disk are converted there, at first use.
-    rows = [row for row in plan.rows if row.identity in identities and row.config.data.cache is None]
-    splits = {
-        facts
-        for row in rows
-        for facts in (row.train if fresh or not ledger.record(row.identity).trained else None, row.val, row.test)
-        if facts is not None and not is_store(ledger.data / facts.digest)
-    }
-    if splits:
-        before()
-    for root, split, digest in sorted({(facts.root, facts.split, facts.digest) for facts in splits}):
-        ensure_store(root, split, ledger.data, digest=digest)
 
 
 class _Background:
@@ -377,38 +317,6 @@ class _Background:
         self._thread.join()
         if self._error is not None:
             raise self._error
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], None]]:
-    """SIGINT and SIGTERM raise ``Interrupted``; a second one ends the process at once.
-
-    Yields what installs the handlers again: Ray replaces them when it starts.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    asked = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            os._exit(128 + number)
-        asked = True
-        sys.stderr.write("\nstopping: the ledger is being closed; once more ends at once\n")
-        raise Interrupted(number)
-
-    def listen() -> None:
-        for number in before:
-            signal.signal(number, handle)
-
-    listen()
-    try:
-        yield listen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _interrupted(stop: Interrupted) -> SweepOutcome:

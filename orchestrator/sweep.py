@@ -9,15 +9,19 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from detector.errors import InputError
 from orchestrator.dry_run import describe
+from orchestrator.history import short_list
 from orchestrator.identity import deciding, digest
 from orchestrator.ledger import Ledger
 from orchestrator.options import Answer, Parser, add_sweep_options, answer, positive, sweep_request
-from orchestrator.plan import Plan, make_plan, resolve_storage, resolve_tracking_uri
+from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
+from orchestrator.request import resolve_storage, resolve_tracking_uri
 from orchestrator.results import best, result_rows
 from orchestrator.runs import without_secrets
 
@@ -47,15 +51,22 @@ def _parser() -> Parser:
     parser.add_argument("--address", metavar="RAY", help="cluster to join; default: $RAY_ADDRESS, then a local one")
     parser.add_argument("--max-concurrent", metavar="N", type=positive, help="most trainings at a time")
     parser.add_argument("--fresh", action="store_true", help="set earlier results of these trainings aside, train anew")
+    parser.add_argument(
+        "--accept-code-change",
+        action="store_true",
+        help="use, and continue, trainings that were made before the code was edited; the report says so",
+    )
     return parser
 
 
 def _sweep(arguments: argparse.Namespace) -> Answer:
-    plan = make_plan(sweep_request(arguments), "describe" if arguments.dry_run else "run")
+    request = replace(sweep_request(arguments), other_code=_other_code(arguments))
+    plan = make_plan(request, "describe" if arguments.dry_run else "run")
     ledger = Ledger(plan.storage)
     if arguments.dry_run:
         document = _document(plan, ledger, "dry_run", None, None)
         return Answer(0, {**document, "trainings": len(plan.trainings)}, describe(plan, ledger))
+    refuse_other_code(plan)
     fetch_initial_weights(plan)
     try_plugins(plan, ledger, fresh=arguments.fresh)
     from orchestrator.session import run_sweep
@@ -77,6 +88,25 @@ def _sweep(arguments: argparse.Namespace) -> Answer:
     document = _document(plan, ledger, outcome.status, report, outcome.error)
     text = f"\n{terminal_table(plan, ledger)}\n{closing_lines(plan, ledger, report)}"
     return Answer(outcome.exit_status, document, text, outcome.error)
+
+
+def _other_code(arguments: argparse.Namespace) -> Literal["refuse", "accept", "anew"]:
+    if arguments.fresh and arguments.accept_code_change:
+        raise InputError("--fresh trains anew and --accept-code-change reuses what was trained; give one of them")
+    return "anew" if arguments.fresh else "accept" if arguments.accept_code_change else "refuse"
+
+
+def refuse_other_code(plan: Plan) -> None:
+    """Raises InputError where a row has been trained, or begun, by other code, and nothing was said about it."""
+    rows = [row for row in plan.rows if row.other_code is not None and not row.other_code.accepted]
+    if rows:
+        names = dict.fromkeys(row.row for row in rows)
+        files = dict.fromkeys(file for row in rows if row.other_code is not None for file in row.other_code.files)
+        raise InputError(
+            f"{short_list(names)} {'was' if len(names) == 1 else 'were'} trained before the code that decides the "
+            f"weights was changed ({short_list(files)}); --accept-code-change uses what is there all the same, and the "
+            "report says so; --fresh, with --only for single rows, trains anew; --dry-run shows more"
+        )
 
 
 def fetch_initial_weights(plan: Plan) -> None:

@@ -55,7 +55,7 @@ def finish(plan: Plan, **outcome: Any) -> SweepOutcome:
     for identity, config in plan.trainings.items():
         row = next(row for row in plan.rows if row.identity == identity)
         claimed = {"sweep": plan.key, "row": row.row, "seed": row.seed, "iterations": config.schedule.max_iterations}
-        ledger.claim(identity, config=config.model_dump(mode="json"), **claimed)
+        ledger.claim(identity, config=config.model_dump(mode="json"), basis=row.basis, **claimed)
         ledger.started(identity, node="here", from_step=0, hardware={})
         ledger.evaluated(identity, row.evaluation, plan.storage, {"AP": 10.0 + len(row.row), "AP50": None}, {})
         ledger.finished(identity, plan.storage, {})
