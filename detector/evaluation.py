@@ -7,6 +7,7 @@ import io
 import statistics
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,15 +39,22 @@ class Evaluation:
 
 
 def evaluate(
-    model: Detector, store: Store, data: DataConfig, *, batch_size: int = 1, loader_workers: int = 0, label: str = ""
+    model: Detector,
+    store: Store,
+    data: DataConfig,
+    *,
+    batch_size: int = 1,
+    loader_workers: int = 0,
+    label: str = "",
+    tell: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Runs ``model`` on all images of ``store`` and compares with its annotations.
+    """Runs ``model`` on all images of ``store`` and compares with its annotations; calls ``tell`` after every batch.
 
     All processes of the default group take part, each with its share, and all get the result's metrics; per class
     figures and detections are rank 0's. A split without annotations has detections and no figures.
     """
     began = time.perf_counter()
-    found, milliseconds = _detect(model, store, data, batch_size, loader_workers, label)
+    found, milliseconds = _detect(model, store, data, batch_size, loader_workers, label, tell)
     gathered = distributed.gather((found, milliseconds))
     if distributed.rank() != 0:
         return Evaluation(distributed.broadcast(None))
@@ -62,7 +70,15 @@ def evaluate(
     return Evaluation(distributed.broadcast(metrics), per_class, detections)
 
 
-def _detect(model: Detector, store: Store, data: DataConfig, batch_size: int, loader_workers: int, label: str):
+def _detect(
+    model: Detector,
+    store: Store,
+    data: DataConfig,
+    batch_size: int,
+    loader_workers: int,
+    label: str,
+    tell: Callable[[], None],
+):
     """This process' share: COCO entries by image id, and milliseconds an image of each batch after the first."""
     rank, world = distributed.rank(), distributed.world_size()
     batches = evaluation_batches(
@@ -88,6 +104,7 @@ def _detect(model: Detector, store: Store, data: DataConfig, batch_size: int, lo
                 found[image_id] = scaled.to_coco(image_id)
         if count:
             milliseconds.append((time.perf_counter() - began) * 1000 / len(batch.indices))
+        tell()
         if progress:
             progress.update(len(found))
     if progress:

@@ -56,7 +56,7 @@ class Store:
 
     def __init__(self, uri: str | Path) -> None:
         self.uri = str(uri)
-        self._filesystem, self._path = _locate(self.uri)
+        self._filesystem, self._path = locate(self.uri)
         self.is_local = isinstance(self._filesystem, pafs.LocalFileSystem)
         manifest = _manifest(self._filesystem, self._path, self.uri)
         self.digest = manifest.digest
@@ -190,7 +190,7 @@ def open_store(uri: str | Path) -> Store:
 
 def is_store(uri: str | Path) -> bool:
     """Whether a whole store lies there."""
-    filesystem, path = _locate(str(uri))
+    filesystem, path = locate(str(uri))
     return filesystem.get_file_info(f"{path}/manifest.json").type == pafs.FileType.File
 
 
@@ -202,7 +202,7 @@ def convert(root: str | Path, split: str, destination: str | Path, *, progress: 
     A local store appears under its name only when it is whole; at a URI its manifest is written last. Whatever goes
     wrong, nothing is left behind.
     """
-    filesystem, path = _locate(str(destination))
+    filesystem, path = locate(str(destination))
     local = isinstance(filesystem, pafs.LocalFileSystem)
     info = filesystem.get_file_info(path)
     occupied = info.type == pafs.FileType.File or bool(
@@ -264,7 +264,8 @@ def _flat(column: pa.ListArray, width: int = 1) -> tuple[np.ndarray, np.ndarray]
     return values.reshape(-1, width) if width > 1 else values, column.offsets.to_numpy().astype(np.int64) // width
 
 
-def _locate(uri: str) -> tuple[pafs.FileSystem, str]:
+def locate(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path or URI, and the path there. Raises InputError for an address that can't be opened."""
     if "://" not in uri:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     try:
