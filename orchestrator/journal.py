@@ -113,7 +113,7 @@ def last(path: Path, kind: str | None = None, evaluation: str | None = None) -> 
                 # The first piece may have lost its beginning, unless it is the file's own.
                 torn = lines.pop(0) if position else b""
                 for line in reversed(lines):
-                    entry = _parse(line, kind and (kind,))
+                    entry = _parse(line, None if kind is None else (kind,))
                     if entry is not None and _concerns(entry, evaluation):
                         return entry
     except FileNotFoundError:
@@ -122,7 +122,7 @@ def last(path: Path, kind: str | None = None, evaluation: str | None = None) -> 
 
 
 class Reader:
-    """Reads lines of ``kinds`` from where it stopped the last time, but no evaluations of another key than the named."""
+    """Reads lines of ``kinds`` from where it stopped the last time; of evaluations only those of the key, if named."""
 
     def __init__(
         self, path: Path, evaluation: str | None = None, *, kinds: tuple[str, ...] = ("train", "evaluation")

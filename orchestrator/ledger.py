@@ -143,7 +143,8 @@ class Ledger:
         iterations: int,
         basis: dict[str, Any] | None = None,
     ) -> bool:
-        """Makes ``sweep`` the one that trains or evaluates ``identity``; False if another live sweep is at it.
+        """Makes ``sweep`` the one that trains or evaluates ``identity``; False if another live sweep is at it, or if the
+        user has cancelled it.
 
         What had failed or was cut short is pending then. ``basis``: what the identity is a hash of, kept with a
         training that is new.
@@ -160,10 +161,10 @@ class Ledger:
             if status is None:
                 status = new_status(identity, sweep=sweep, row=row, seed=seed, iterations=iterations)
             holder = status.get("holder")
-            mine = holder in (None, sweep) or not self.held(holder)
+            mine = not status.get("cancelled") and (holder in (None, sweep) or not self.held(holder))
             if not mine:
                 return None
-            if self.fence is not None and holder == sweep and status.get("fence", 0) > self.fence.number:
+            if self.fence is not None and holder == sweep and (status.get("fence") or 0) > self.fence.number:
                 raise LeaseLostError(f"the sweep {sweep} was taken over by another driver; this one writes no more")
             newest = journal.last(self._journal(identity, status))
             end_attempts(status, "lost", at=newest["time"] if newest else 0.0)
@@ -376,12 +377,13 @@ class Ledger:
         self._change(identity, lambda status: None)
 
     def _refuse_stale(self, status: Status) -> None:
-        """Raises ``LeaseLostError`` unless the training is held under this ledger's fence."""
-        if self.fence is None or (status.get("holder"), status.get("fence")) == (self.fence.sweep, self.fence.number):
+        """Raises ``LeaseLostError`` unless the training is held under this ledger's fence, or under an earlier one."""
+        mine = self.fence
+        if mine is None or (status.get("holder") == mine.sweep and (status.get("fence") or 0) <= mine.number):
             return
         raise LeaseLostError(
-            f"the training {status['identity']} is no longer held by this driver of the sweep {self.fence.sweep}; it "
-            "writes no more"
+            f"the training {status['identity']} is no longer held by this driver of the sweep {mine.sweep}; it writes "
+            "no more"
         )
 
     def _status(self, identity: str) -> Status | None:

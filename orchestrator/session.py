@@ -19,15 +19,15 @@ from orchestrator import nodes
 from orchestrator.history import forget_accepted
 from orchestrator.identity import evaluation_settings
 from orchestrator.interruption import Interrupted, signals
-from orchestrator.lease import Lease
+from orchestrator.lease import Lease, LeaseLostError
 from orchestrator.ledger import Ledger
 from orchestrator.live_table import LiveTable
 from orchestrator.preparation import make_ready, remember_choices, state_of, unfinished
+from orchestrator.tracking import PATIENCE_S, Tracker
 
 if TYPE_CHECKING:
     from orchestrator.evaluation import EvaluationJob
     from orchestrator.plan import Plan, PlannedRow
-    from orchestrator.tracking import Tracker
     from orchestrator.worker import Assignment
 
 
@@ -75,9 +75,9 @@ def run_sweep(
         try:
             ledger.prepare()
             make_ready(plan, ledger, address, fresh=fresh)
-            with Lease(ledger.sweep(plan.key)):
+            with Lease(ledger.place, plan.key) as lease:
                 remember_choices(plan, ledger)
-                return _Pass(plan, ledger, listen).run(address, max_concurrent, fresh)
+                return _Pass(plan, Ledger(plan.storage, lease.fence), listen).run(address, max_concurrent, fresh)
         except UnreachableError as error:
             return SweepOutcome("unreachable", str(error), 4)
         except Interrupted as stop:
@@ -96,12 +96,10 @@ class _Pass:
         self._tune_error: dict[str, str] = {}
 
     def run(self, address: str | None, max_concurrent: int | None, fresh: bool) -> SweepOutcome:
-        from orchestrator.tracking import Tracker
-
         tracker = Tracker(self.plan, self.ledger)
         todo = unfinished(self.plan, self.ledger, fresh)
         # MLflow's first look at its store takes seconds, which the cluster's start can hide.
-        connecting = _Background(tracker.connect)
+        connecting = _Background(lambda: tracker.connect(PATIENCE_S))
         try:
             if todo:
                 with nodes.connected(address) as cluster:
@@ -117,9 +115,11 @@ class _Pass:
                         raise
             else:
                 connecting.wait()
-                tracker.open()
+                tracker.open(PATIENCE_S)
         except Interrupted as stop:
             return self._give_up(tracker, stop)
+        except LeaseLostError:
+            raise  # the ledger and the runs are another driver's
         except BaseException:
             self._release()
             with contextlib.suppress(Exception):
@@ -139,13 +139,14 @@ class _Pass:
         room = min(cluster.room(need) for need in needs.values())
         at_once = max(1, min(room, max_concurrent or room))
         assignments = self._claim(needs, fresh)
-        tracker.open()
+        tracker.open(PATIENCE_S)
         tracker.start()
         self._tune = threading.Thread(target=self._run_tune, args=(assignments, at_once), name="tune", daemon=True)
         table = LiveTable(self.plan.rows, self.ledger)
         self._tune.start()
         while self._tune.is_alive():
-            self._tune.join(timeout=0.5)
+            self._tune.join(timeout=self.ledger.place.pause)
+            self.ledger.check()
             table.update()
         if self._broken is not None:
             raise UnreachableError(
@@ -193,11 +194,12 @@ class _Pass:
 
         return Assignment(
             identity=row.identity,
-            storage=str(self.ledger.storage),
+            storage=self.ledger.address,
             config=row.config.model_dump(mode="json"),
             digests={facts.split: facts.digest for facts in (row.train, row.val) if facts is not None},
             evaluations=self._evaluations(row.identity),
             gpus_per_worker=gpus,
+            fence=self.ledger.fence,
         )
 
     def _evaluations(self, identity: str) -> tuple[EvaluationJob, ...]:
@@ -271,8 +273,7 @@ class _Pass:
         """A signal: first the ledger, then the runs' states, within the seconds that a job's stop leaves."""
         self._release()
         if tracker.opened:
-            tracker.stop_polling()
-            tracker.finish("KILLED", patience=0.0)
+            tracker.abandon()
         self._end_tune()
         return _interrupted(stop)
 

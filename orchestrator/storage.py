@@ -25,7 +25,7 @@ from orchestrator import journal
 from orchestrator.files import locked, read_json, write_json
 
 Change = Callable[[Any | None], Any | None]
-"""From what is there (None: nothing) to what shall be; None leaves it as it is. Raises to refuse; may be called again."""
+"""From what is there (None: nothing) to what shall be (None: the same). Raises to refuse; may be called again."""
 SCHEMES = ("s3",)
 
 

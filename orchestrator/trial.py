@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cancellation import is_cancelled
 from orchestrator.evaluation import EvaluationJob, evaluate_training
 from orchestrator.ledger import Ledger
 from orchestrator.worker import Assignment, is_ours, sentence, work
@@ -35,7 +36,7 @@ def run_trial(params: dict[str, Any], *, assignments: dict[str, Assignment]) -> 
     from ray import tune
 
     assignment = assignments[params["identity"]]
-    ledger = Ledger(assignment.storage)
+    ledger = Ledger(assignment.storage, assignment.fence)
     for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ledger.record(assignment.identity).trained:
@@ -54,6 +55,8 @@ def _train(assignment: Assignment, ledger: Ledger) -> None:
 
     first = assignment.evaluations[0]
     for retries_left in range(RETRIES, -1, -1):
+        if is_cancelled(ledger, assignment.identity):
+            return
         try:
             result = _trainer(assignment, ledger).fit()
             if result.checkpoint is None or result.return_value is None:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import socket
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detector.config import TrainingConfig
 from orchestrator import journal
+from orchestrator.cancellation import watching
 from orchestrator.evaluation import EvaluationJob
+from orchestrator.lease import Fence
 from orchestrator.ledger import Ledger
 from orchestrator.record import Metrics
 
@@ -38,6 +40,8 @@ class Assignment:
     """Those that the rows ask for; the training makes the first one itself."""
     gpus_per_worker: float
     """GPUs of each worker; 0 trains on CPUs."""
+    fence: Fence | None = None
+    """Of the driver's lease: what its workers write counts as long as it holds the sweep."""
 
     @property
     def training_config(self) -> TrainingConfig:
@@ -58,7 +62,7 @@ def work(settings: dict[str, Assignment]) -> dict[str, Metrics]:
 
     assignment = settings["assignment"]
     config = assignment.training_config
-    ledger = Ledger(assignment.storage)
+    ledger = Ledger(assignment.storage, assignment.fence)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     log_to(ledger.training(assignment.identity) / ("worker.log" if rank == 0 else f"worker-{rank}.log"))
@@ -74,13 +78,16 @@ def work(settings: dict[str, Assignment]) -> dict[str, Metrics]:
             hardware = _hardware(device, threads, world_size)
             ledger.started(assignment.identity, node=socket.gethostname(), from_step=from_step, hardware=hardware)
         assert config.data.root is not None
-        folder = Path(config.data.cache) if config.data.cache else ledger.data
+        folder = Path(config.data.cache) if config.data.cache else ledger.stores
         stores = [
             ensure_store(config.data.root, split, folder, digest=assignment.digests[split])
             for split in (config.data.train, config.data.val)
         ]
-        hooks = _hooks(ledger.record(assignment.identity).journal, rank, assignment.evaluations[0].key)
-        with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
+        with (
+            watching(ledger, assignment.identity) as cancelled,
+            tempfile.TemporaryDirectory(prefix="detsweep-") as scratch,
+        ):
+            hooks = _hooks(ledger, assignment, rank, cancelled)
             metrics = train(config, *stores, folder=Path(scratch), hooks=hooks, resume_from=resume_from, device=device)
         training = {key: value for key, value in metrics.items() if key not in hooks.evaluated}
         return {"training": training, "evaluation": hooks.evaluated}
@@ -103,10 +110,12 @@ def is_ours(error: BaseException) -> bool:
     return type(error).__module__.startswith("detector.")
 
 
-def _hooks(path: Path, rank: int, evaluation: str) -> Any:
+def _hooks(ledger: Ledger, assignment: Assignment, rank: int, cancelled: threading.Event) -> Any:
     import ray.train
 
     from detector.training import Hooks
+
+    identity, evaluation = assignment.identity, assignment.evaluations[0].key
 
     class JournalHooks(Hooks):
         """Rank 0 writes the journal; all ranks report checkpoints, which is a barrier."""
@@ -116,33 +125,27 @@ def _hooks(path: Path, rank: int, evaluation: str) -> Any:
 
         def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
             if rank == 0:
-                journal.append(path, step, "train", dict(metrics))
+                ledger.append(identity, journal.line(step, "train", dict(metrics)))
 
         def on_evaluation(self, step: int, metrics: dict[str, float | None]) -> None:
             if rank == 0:
-                journal.append(path, step, "evaluation", metrics, evaluation=evaluation, durable=True)
+                line = journal.line(step, "evaluation", metrics, evaluation=evaluation)
+                ledger.append(identity, line, durable=True)
                 self.evaluated = metrics
 
         def on_checkpoint(self, step: int, folder: Path | None, metrics: dict[str, float | None]) -> None:
             checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(folder)
             if rank == 0:
-                _make_durable(path)
+                ledger.flush(identity)
             # The scratch folder would otherwise grow by every checkpoint.
             ray.train.report(
                 {"step": step, **metrics}, checkpoint=checkpoint, delete_local_checkpoint_after_upload=True
             )
 
+        def should_stop(self) -> bool:
+            return cancelled.is_set()
+
     return JournalHooks()
-
-
-def _make_durable(path: Path) -> None:
-    """The journal must not be behind the checkpoint that is kept with it."""
-    if path.exists():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _hardware(device: Any, threads: int, workers: int) -> dict[str, Any]:
