@@ -14,10 +14,8 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from orchestrator.files import locked, read_json, write_json
 from orchestrator.ledger import Ledger
 
 MOST = 6
@@ -46,13 +44,13 @@ class History:
     def __init__(self, ledger: Ledger, key: str) -> None:
         self._ledger, self._key = ledger, key
         self._known: dict[str, dict[str, Any]] | None = None
-        self._rows = _read(ledger.sweep(key) / "rows.json")
+        self._rows = _read(ledger, f"sweeps/{key}/rows.json")
 
     def other_code(self, identity: str, basis: Mapping[str, Any]) -> OtherCode | None:
         """The training by other code that stands, or could stand, for ``identity``; None where it has its own."""
         if self._ledger.exists(identity):
             return None
-        accepted = _read(self._accepted(identity)).get("training")
+        accepted = _read(self._ledger, _accepted(identity)).get("training")
         if accepted and self._ledger.exists(accepted):
             return self._other(accepted, basis, accepted=True)
         found = [
@@ -68,7 +66,7 @@ class History:
         last = self._rows.get(row, {}).get(str(seed))
         if last is None or last == identity:
             return ()
-        before = _read(self._ledger.training(last) / "basis.json")
+        before = _read(self._ledger, _basis(last))
         return differences(before, basis) if before else ()
 
     def dropped(self, rows: Iterable[str]) -> tuple[str, ...]:
@@ -77,7 +75,7 @@ class History:
         return tuple(row for row in self._rows if row not in present)
 
     def _other(self, identity: str, basis: Mapping[str, Any], *, accepted: bool = False) -> OtherCode:
-        before = _read(self._ledger.training(identity) / "basis.json")
+        before = _read(self._ledger, _basis(identity))
         done = self._ledger.record(identity).trained
         return OtherCode(identity, files_changed(before, basis), done, accepted)
 
@@ -87,35 +85,36 @@ class History:
 
     def _bases(self) -> dict[str, dict[str, Any]]:
         if self._known is None:
-            paths = sorted((self._ledger.storage / "trainings").glob("*/basis.json"))
-            self._known = {path.parent.name: _read(path) for path in paths}
+            names = self._ledger.place.names("trainings")
+            self._known = {name: _read(self._ledger, _basis(name)) for name in names}
         return self._known
-
-    def _accepted(self, identity: str) -> Path:
-        return self._ledger.storage / "accepted" / f"{identity}.json"
 
 
 def accept(ledger: Ledger, identity: str, other: OtherCode, *, sweep: str, row: str) -> None:
     """Writes down that the training ``other`` stands for ``identity``, which it was not made by."""
-    path = ledger.storage / "accepted" / f"{identity}.json"
     step = ledger.record(other.identity).step
     entry = {"training": other.identity, "sweep": sweep, "row": row, "step": step, "files": list(other.files)}
-    write_json(path, {**entry, "accepted": time.time()})
+    ledger.place.update(
+        _accepted(identity),
+        lambda found: None if found and found.get("training") == other.identity else {**entry, "accepted": time.time()},
+    )
 
 
 def forget_accepted(ledger: Ledger, identity: str) -> None:
     """The present code's own training stands for ``identity`` from now on."""
-    (ledger.storage / "accepted" / f"{identity}.json").unlink(missing_ok=True)
+    ledger.place.update(_accepted(identity), lambda found: {} if found else None)
 
 
 def remember_rows(ledger: Ledger, key: str, rows: Iterable[tuple[str, int, str]]) -> None:
     """Keeps which training (row, seed, identity) each row has now."""
-    path = ledger.sweep(key) / "rows.json"
-    with locked(path.with_name(".rows.lock")):
-        known = _read(path)
+
+    def change(found: Any | None) -> dict[str, Any]:
+        known: dict[str, Any] = found if isinstance(found, dict) else {}
         for row, seed, identity in rows:
             known.setdefault(row, {})[str(seed)] = identity
-        write_json(path, known)
+        return known
+
+    ledger.place.update(f"sweeps/{key}/rows.json", change)
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
@@ -146,9 +145,17 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}…"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _basis(identity: str) -> str:
+    return f"trainings/{identity}/basis.json"
+
+
+def _accepted(identity: str) -> str:
+    return f"accepted/{identity}.json"
+
+
+def _read(ledger: Ledger, key: str) -> dict[str, Any]:
     with contextlib.suppress(ValueError, OSError):
-        found = read_json(path)
+        found = ledger.place.read(key)
         if isinstance(found, dict):
             return found
     return {}

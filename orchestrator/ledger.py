@@ -143,11 +143,10 @@ class Ledger:
         iterations: int,
         basis: dict[str, Any] | None = None,
     ) -> bool:
-        """Makes ``sweep`` the one that trains or evaluates ``identity``; False if another live sweep is at it, or if the
-        user has cancelled it.
+        """Makes ``sweep`` the one that trains or evaluates ``identity``; False if another live sweep is at it.
 
-        What had failed or was cut short is pending then. ``basis``: what the identity is a hash of, kept with a
-        training that is new.
+        Nor where the user has cancelled it. What had failed or was cut short is pending then. ``basis``: what the
+        identity is a hash of, kept with a training that is new.
         """
         self.check()
         if self._status(identity) is None:

@@ -68,9 +68,15 @@ def remember_choices(plan: Plan, ledger: Ledger) -> None:
 
 
 def unfinished(plan: Plan, ledger: Ledger, fresh: bool) -> list[str]:
-    """Identities that lack something, in the order of the rows."""
-    return list(dict.fromkeys(row.identity for row in plan.rows if fresh or state_of(row, ledger) != "finished"))
+    """Identities that lack something, in the order of the rows; not those that the user has cancelled."""
+    found: dict[str, None] = {}
+    for row in plan.rows:
+        record = ledger.record(row.identity, row.evaluations)
+        if fresh or (record.state != "finished" and not record.cancelled):
+            found[row.identity] = None
+    return list(found)
 
 
 def state_of(row: PlannedRow, ledger: Ledger) -> str:
+    """State of a row's training and of its evaluations together."""
     return ledger.record(row.identity, row.evaluations).state

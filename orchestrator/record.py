@@ -38,6 +38,8 @@ class Record:
     """Folders with detections.json and per_class.json of the finished evaluations, by the prefix of their metrics."""
     error: str | None = None
     """Why it failed, in one sentence."""
+    cancelled: bool = False
+    """Whether it failed because the user took it out; it is then tried again only when it is put back."""
     started: float | None = None
     """Unix seconds of the first attempt."""
     finished: float | None = None
@@ -120,6 +122,7 @@ def read_record(
             if wanted[prefix]["state"] == "finished"
         },
         error=next(iter(errors), None) if state == "failed" else None,
+        cancelled=bool(status.get("cancelled")),
         started=attempts[0]["started"] if attempts else None,
         finished=status.get("finished"),
         seconds=_spent(attempts, now if training_state == "running" else newest["time"] if newest else None),

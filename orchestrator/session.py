@@ -170,6 +170,8 @@ class _Pass:
             if row.identity not in needs or row.identity in assignments or row.identity in self._held:
                 continue
             record = self.ledger.record(row.identity)
+            if record.cancelled and not fresh:
+                continue
             if fresh and not (record.state == "running" and record.holder != self.plan.key):
                 self.ledger.set_aside(row.identity)
                 forget_accepted(self.ledger, row.identity)
