@@ -6,11 +6,7 @@ micro-batches, and the collectives stand outside any branch that depends on one 
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,7 +22,6 @@ from detector.data.store import Store
 from detector.errors import InputError, TrainingError, UnreachableError
 from detector.evaluation import Evaluation, evaluate
 from detector.memory import is_out_of_memory, largest_micro_batch, remedy
-from detector.schedule import learning_rate
 from detector.training_state import TrainingState
 
 __all__ = ["Hooks", "TrainingError", "TrainingState", "TrainingStopped", "train"]
@@ -41,6 +36,11 @@ class Hooks:
 
     def on_progress(self, step: int) -> None:
         """Something went on: an iteration, or a batch of an evaluation; often, and on every rank."""
+
+    def on_steps(self, first: int, columns: dict[str, list[float]]) -> None:
+        """Losses, statistics and learning rate of every iteration from ``first`` on, for each key one value each; when
+        they are logged or a checkpoint is made, on rank 0.
+        """
 
     def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Means over the last ``tracking.every`` iterations; on rank 0."""
@@ -88,7 +88,7 @@ def train(
         state.load(resume_from)
     total = config.schedule.max_iterations
     metrics: dict[str, float | None] = {}
-    window = Window()
+    window = state.window
     batches = _batches(config, train_store, start=state.step, stop=total)
     for micro_batches in window.waiting(batches):
         window.add(_updated(state, micro_batches), images=config.schedule.batch_size)
@@ -100,7 +100,7 @@ def train(
         if logged or evaluates or saves:
             state.breakdown.check()
         if logged:
-            metrics |= _logged(window, state, hooks)
+            metrics |= _logged(state, hooks)
         # Several processes must agree, which costs a wait for the device: not at every step.
         if (logged or distributed.world_size() == 1) and _asked_to_stop(state, hooks):
             _checkpoint(state, folder, hooks, metrics)
@@ -162,8 +162,16 @@ def _loader_workers(config: TrainingConfig) -> int:
     return config.resources.cpus_per_worker - 1 if asked is None else asked
 
 
-def _logged(window: Window, state: TrainingState, hooks: Hooks) -> dict[str, float]:
-    metrics = window.close(state)
+def _settled(state: TrainingState, hooks: Hooks) -> None:
+    """Every iteration up to here is told: a checkpoint must not be ahead of that."""
+    columns = state.window.settle(state)
+    if columns and distributed.rank() == 0:
+        hooks.on_steps(state.step - len(columns["loss"]) + 1, columns)
+
+
+def _logged(state: TrainingState, hooks: Hooks) -> dict[str, float]:
+    _settled(state, hooks)
+    metrics = state.window.close(state)
     if distributed.rank() == 0:
         hooks.on_metrics(state.step, metrics)
     return metrics
@@ -194,6 +202,7 @@ def _checkpoint(
 ) -> None:
     """``evaluation`` is one of this very step, if there is one."""
     state.breakdown.check()
+    _settled(state, hooks)
     refuse_broken_weights(state.model.network, state.step)
     place = folder / f"step_{state.step:08d}" if distributed.rank() == 0 else None
     if place is not None:
@@ -211,54 +220,3 @@ def _checkpoint(
     hooks.on_progress(state.step)
     hooks.on_checkpoint(state.step, place, metrics)
     hooks.on_progress(state.step)
-
-
-@dataclass
-class Window:
-    """Sums over the iterations since metrics were last logged; they stay on the device until then."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    images: int = 0
-    waited: float = 0.0
-    began: float = field(default_factory=time.perf_counter)
-
-    def waiting(self, batches: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
-        """Passes ``batches`` on and measures how long they kept the training waiting."""
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - began
-            if batch is None:
-                return
-            yield batch
-
-    def add(self, terms: dict[str, Tensor], *, images: int) -> None:
-        """Adds one iteration."""
-        for key, value in terms.items():
-            self.sums[key] = self.sums[key] + value if key in self.sums else value
-        self.steps += 1
-        self.images += images
-
-    def close(self, state: TrainingState) -> dict[str, float]:
-        """Means over the window and over all processes; starts the next one."""
-        keys = sorted(self.sums)
-        values = distributed.all_sum(torch.stack([self.sums[key].float() for key in keys])).tolist()
-        metrics = {key: value / self.steps for key, value in zip(keys, values, strict=True)}
-        elapsed = time.perf_counter() - self.began
-        losses = [value for key, value in metrics.items() if key.startswith("loss_")]
-        metrics = {"loss": sum(losses), **metrics}
-        metrics["lr"] = learning_rate(state.config.schedule, state.step - 1)
-        metrics["images_per_second"] = self.images / elapsed
-        metrics["data_wait"] = self.waited / elapsed
-        metrics["memory_gb"] = _memory_gb(state.device)
-        self.sums, self.steps, self.images, self.waited, self.began = {}, 0, 0, 0.0, time.perf_counter()
-        return metrics
-
-
-def _memory_gb(device: torch.device) -> float:
-    """Most memory so far: of the device where it is CUDA, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

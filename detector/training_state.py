@@ -21,6 +21,7 @@ from detector.data.loader import Batch
 from detector.data.store import Store
 from detector.model import Detector, build_model
 from detector.schedule import build_optimizer, learning_rate, set_rate
+from detector.window import Window
 
 
 class TrainingState:
@@ -41,6 +42,7 @@ class TrainingState:
         decay = config.schedule.ema
         self.average = AveragedModel(self.model.network, multi_avg_fn=self._average) if decay is not None else None
         self.breakdown = Breakdown(device)
+        self.window = Window()
         self.network: nn.Module = self.model.network
         if distributed.world_size() > 1:
             self.network = DistributedDataParallel(
@@ -141,6 +143,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "random": torch.get_rng_state(),
+            "window": self.window.rows,
         }
         save_state(folder, state, self.step)
 
@@ -154,6 +157,7 @@ class TrainingState:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["random"])
+        self.window.rows = state.get("window", [])  # earlier versions kept none
         self.step = state["step"]
 
 

@@ -123,6 +123,10 @@ def _hooks(ledger: Ledger, assignment: Assignment, rank: int, cancelled: threadi
         def __init__(self) -> None:
             self.evaluated: Metrics = {}
 
+        def on_steps(self, first: int, columns: dict[str, list[float]]) -> None:
+            if rank == 0:
+                ledger.append(identity, journal.steps_line(first, columns))
+
         def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
             if rank == 0:
                 ledger.append(identity, journal.line(step, "train", dict(metrics)))
