@@ -88,6 +88,10 @@ class CheckpointStore:
             log.warning("the checkpoint %s in %s is not used: %s", one.name, self.folder, wrong)
         return None
 
+    def steps(self) -> list[int]:
+        """Steps of those that are whole as far as sizes tell, oldest first."""
+        return [one.step for one in self._listed() if self._looks_whole(one)]
+
     def fetch(self, name: str, scratch: Path) -> Path:
         """A checkpoint as a folder of this machine: its own, or a copy in ``scratch``."""
         if self._local:

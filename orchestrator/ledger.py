@@ -207,11 +207,13 @@ class Ledger:
         """Makes sure that the storage has what was appended: a checkpoint must not be ahead of it."""
         self.place.flush(self._journal_key(identity))
 
-    def attempt_failed(self, identity: str, error: str) -> None:
-        """The running attempt ended by ``error``; whether there is another is not decided here."""
+    def attempt_failed(self, identity: str, error: str, *, outcome: str = "failed", step: int | None = None) -> None:
+        """The running attempt ended by ``error`` after ``step``, as "failed" or as "lost"; whether there is another is
+        not decided here.
+        """
 
         def change(status: Status) -> Status:
-            end_attempts(status, "failed", error=error)
+            end_attempts(status, outcome, error=error, step=step)
             return status
 
         self._change(identity, change, given_back="leave")

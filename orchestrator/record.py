@@ -47,7 +47,7 @@ class Record:
     seconds: float | None = None
     """Time spent in all attempts."""
     history: tuple[dict[str, Any], ...] = ()
-    """Attempts: node, started, ended, from_step, outcome, error."""
+    """Attempts: node, started, ended, from_step, to_step, outcome, error."""
     hardware: dict[str, Any] = field(default_factory=dict)
     """Of the newest attempt: device, threads, workers, versions."""
     holder: str | None = None
@@ -188,10 +188,14 @@ def finished_evaluations(status: dict[str, Any]) -> dict[str, Any]:
     return {key: one for key, one in evaluations_of(status).items() if one["state"] == "finished"}
 
 
-def end_attempts(status: dict[str, Any], outcome: str, *, at: float | None = None, error: str | None = None) -> None:
-    """Ends what has no end yet, ``at`` that time, or now."""
+def end_attempts(
+    status: dict[str, Any], outcome: str, *, at: float | None = None, error: str | None = None, step: int | None = None
+) -> None:
+    """Ends what has no end yet, ``at`` that time, or now; ``step`` iterations were complete."""
     for attempt in status["attempts"]:
         if "outcome" not in attempt:
             attempt.update(outcome=outcome, ended=time.time() if at is None else max(attempt["started"], at))
             if error:
                 attempt["error"] = error
+            if step is not None:
+                attempt["to_step"] = step

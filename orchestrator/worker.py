@@ -1,11 +1,10 @@
 """What each Ray Train worker runs: one rank of one training, from the newest checkpoint to the last step.
 
-Rank 0 keeps the ledger and the journal; every rank reports its checkpoints to Ray Train, which stores them beside both.
+Rank 0 keeps the ledger, the journal and the checkpoints beside both; every rank reports to Ray Train when one is kept.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import socket
@@ -15,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detector.checkpoint_store import CheckpointStore
 from detector.config import TrainingConfig
 from orchestrator import journal
 from orchestrator.cancellation import watching
 from orchestrator.evaluation import EvaluationJob
+from orchestrator.heartbeat import Heartbeat
 from orchestrator.lease import Fence
 from orchestrator.ledger import Ledger
 from orchestrator.record import Metrics
+from orchestrator.recovery import is_lost, sentence
 
 log = logging.getLogger(__name__)
 
@@ -49,18 +51,26 @@ class Assignment:
         return TrainingConfig.model_validate(self.config)
 
 
-def work(settings: dict[str, Assignment]) -> dict[str, Metrics]:
-    """Trains this rank's share of ``settings["assignment"]``; returns the final metrics of "training" and "evaluation".
+def checkpoints(ledger: Ledger, identity: str) -> CheckpointStore:
+    """The checkpoints of a training."""
+    return CheckpointStore(ledger.place.shared(f"trainings/{identity}"))
+
+
+def work(settings: dict[str, Any]) -> dict[str, Any]:
+    """Trains this rank's share of ``settings["assignment"]``, as the launch that ``settings["launch"]`` names.
+
+    Returns the final metrics of "training" and "evaluation", and the name of the last "checkpoint".
 
     Raises what the training raises, after writing it into the ledger.
     """
     import ray.train
     import torch
 
+    from detector import distributed
     from detector.data.store import ensure_store
     from detector.training import train
 
-    assignment = settings["assignment"]
+    assignment: Assignment = settings["assignment"]
     config = assignment.training_config
     ledger = Ledger(assignment.storage, assignment.fence)
     context = ray.train.get_context()
@@ -69,48 +79,46 @@ def work(settings: dict[str, Assignment]) -> dict[str, Metrics]:
     threads = config.resources.cpus_per_worker
     torch.set_num_threads(threads)
     device = torch.device("cuda" if assignment.gpus_per_worker and torch.cuda.is_available() else "cpu")
+    timeout = config.resources.stall_timeout_s
+    heartbeat = Heartbeat(ledger.place, assignment.identity, settings["launch"], rank, timeout)
     try:
-        checkpoint = ray.train.get_checkpoint()
-        resume_from = Path(checkpoint.path) if checkpoint else None
-        from_step = json.loads((resume_from / "step.json").read_text())["step"] if resume_from else 0
-        log.info("rank %d of %d on %s, %s, %d threads", rank, world_size, socket.gethostname(), device, threads)
-        if rank == 0:
-            hardware = _hardware(device, threads, world_size)
-            ledger.started(assignment.identity, node=socket.gethostname(), from_step=from_step, hardware=hardware)
-        assert config.data.root is not None
-        folder = Path(config.data.cache) if config.data.cache else ledger.stores
-        stores = [
-            ensure_store(config.data.root, split, folder, digest=assignment.digests[split])
-            for split in (config.data.train, config.data.val)
-        ]
-        with (
-            watching(ledger, assignment.identity) as cancelled,
-            tempfile.TemporaryDirectory(prefix="detsweep-") as scratch,
-        ):
-            hooks = _hooks(ledger, assignment, rank, cancelled)
-            metrics = train(config, *stores, folder=Path(scratch), hooks=hooks, resume_from=resume_from, device=device)
+        with heartbeat, tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
+            kept_ones = checkpoints(ledger, assignment.identity)
+            with heartbeat.busy():
+                newest = kept_ones.newest() if rank == 0 else None
+            # One decides: what is damaged for one worker alone must not make them begin at different steps.
+            newest = distributed.broadcast(newest)
+            resume_from = kept_ones.fetch(newest.name, Path(scratch)) if newest else None
+            step = newest.step if newest else 0
+            log.info("rank %d of %d on %s, %s, %d threads", rank, world_size, socket.gethostname(), device, threads)
+            log.info("from %s", f"the checkpoint {newest.name}" if newest else "the beginning")
+            if rank == 0:
+                hardware = _hardware(device, threads, world_size)
+                ledger.started(assignment.identity, node=socket.gethostname(), from_step=step, hardware=hardware)
+            assert config.data.root is not None
+            folder = Path(config.data.cache) if config.data.cache else ledger.stores
+            with heartbeat.busy():
+                stores = [
+                    ensure_store(config.data.root, split, folder, digest=assignment.digests[split])
+                    for split in (config.data.train, config.data.val)
+                ]
+            heartbeat.beat(step)
+            with watching(ledger, assignment.identity) as cancelled:
+                hooks = _hooks(ledger, assignment, rank, cancelled, heartbeat)
+                metrics = train(
+                    config, *stores, folder=Path(scratch), hooks=hooks, resume_from=resume_from, device=device
+                )
         training = {key: value for key, value in metrics.items() if key not in hooks.evaluated}
-        return {"training": training, "evaluation": hooks.evaluated}
+        return {"training": training, "evaluation": hooks.evaluated, "checkpoint": hooks.checkpoint}
     except Exception as error:
         log.exception("rank %d failed", rank)
-        ledger.attempt_failed(assignment.identity, sentence(error))
+        # What a worker's end makes others say is not the cause, which the trial will know.
+        if not is_lost(error):
+            ledger.attempt_failed(assignment.identity, sentence(error), step=heartbeat.step)
         raise
 
 
-def sentence(error: BaseException) -> str:
-    """``error`` in one line: our own errors as they are, others with their type."""
-    text = " ".join(str(error).split()) or "no further explanation"
-    if is_ours(error):
-        return text
-    return f"{type(error).__name__}: {text[:500]}"
-
-
-def is_ours(error: BaseException) -> bool:
-    """Whether ``error`` was raised by us and for people: it speaks for itself, and trying again doesn't cure it."""
-    return type(error).__module__.startswith("detector.")
-
-
-def _hooks(ledger: Ledger, assignment: Assignment, rank: int, cancelled: threading.Event) -> Any:
+def _hooks(ledger: Ledger, assignment: Assignment, rank: int, cancelled: threading.Event, heartbeat: Heartbeat) -> Any:
     import ray.train
 
     from detector.training import Hooks
@@ -122,6 +130,10 @@ def _hooks(ledger: Ledger, assignment: Assignment, rank: int, cancelled: threadi
 
         def __init__(self) -> None:
             self.evaluated: Metrics = {}
+            self.checkpoint: str | None = None
+
+        def on_progress(self, step: int) -> None:
+            heartbeat.beat(step)
 
         def on_steps(self, first: int, columns: dict[str, list[float]]) -> None:
             if rank == 0:
@@ -138,13 +150,11 @@ def _hooks(ledger: Ledger, assignment: Assignment, rank: int, cancelled: threadi
                 self.evaluated = metrics
 
         def on_checkpoint(self, step: int, folder: Path | None, metrics: dict[str, float | None]) -> None:
-            checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(folder)
-            if rank == 0:
+            if folder is not None:
                 ledger.flush(identity)
-            # The scratch folder would otherwise grow by every checkpoint.
-            ray.train.report(
-                {"step": step, **metrics}, checkpoint=checkpoint, delete_local_checkpoint_after_upload=True
-            )
+                with heartbeat.busy():
+                    self.checkpoint = checkpoints(ledger, identity).keep(folder, step)
+            ray.train.report({"step": step, "checkpoint_path": self.checkpoint, **metrics})
 
         def should_stop(self) -> bool:
             return cancelled.is_set()

@@ -1,0 +1,182 @@
+"""A real MLflow server on this machine, and a proxy before it that fails in the ways that servers and networks do."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+STARTUP_S = 120.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def wait_until_up(url: str, process: subprocess.Popen, log: Path) -> None:
+    """Waits for an answer of any kind."""
+    until = time.monotonic() + STARTUP_S
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"{url} did not come up: {log.read_text()[-2000:]}")
+
+
+@contextlib.contextmanager
+def running(command: list[str], url: str, log: Path, **environment: str) -> Iterator[None]:
+    """``command`` as a process group of its own, once it answers at ``url``; ended by its id."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=os.environ | environment, start_new_session=True
+        )
+    try:
+        wait_until_up(url, process, log)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, *, store: str | None = None, artifacts: str | None = None, **environment: str):
+    """The address of a server over ``store`` (a database in ``folder``) and ``artifacts`` (a folder there)."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", store or f"sqlite:///{folder / 'server.db'}"]
+    command += ["--artifacts-destination", artifacts or str(folder / "server-artifacts")]
+    url = f"http://127.0.0.1:{port}"
+    with running(command, f"{url}/health", folder / "server.log", MLFLOW_DISABLE_TELEMETRY="true", **environment):
+        yield url
+
+
+class FlakyProxy:
+    """Passes requests on to ``target``, or fails as ``mode`` says; a context manager.
+
+    "up"; "500", "429" (the server never sees the request); "late 500" and "cut" (it does what is asked, but the answer
+    is 500, or the connection ends); "slow" (the answer takes ``delay`` seconds). A list of them is gone through request
+    by request, again and again. ``away`` closes the port, ``back`` opens it.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._host, self._port = target.removeprefix("http://").split(":")
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.delay = 3.0
+        self.failed = 0
+        self._modes: Iterator[str] = itertools.repeat("up")
+        self._lock = threading.Lock()
+        self._server: ThreadingHTTPServer | None = None
+
+    def __enter__(self) -> FlakyProxy:
+        self.back()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.away()
+
+    def mode(self, *modes: str) -> None:
+        """From now on."""
+        with self._lock:
+            self._modes = itertools.cycle(modes)
+
+    def away(self) -> None:
+        """Connections are refused."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def back(self) -> None:
+        """Connections are taken."""
+        if self._server is None:
+            self._server = _Listener(("127.0.0.1", self.port), self._handler())
+            threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def away_for(self, seconds: float) -> threading.Timer:
+        """Refuses connections for that long."""
+        self.away()
+        timer = threading.Timer(seconds, self.back)
+        timer.start()
+        return timer
+
+    def _next(self) -> str:
+        with self._lock:
+            mode = next(self._modes)
+            self.failed += mode not in ("up", "slow")
+            return mode
+
+    def _pass_on(self, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes):
+        connection = http.client.HTTPConnection(self._host, int(self._port), timeout=60)
+        try:
+            connection.request(method, path, body, {key: value for key, value in headers if key.lower() != "host"})
+            answer = connection.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
+        finally:
+            connection.close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _serve(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                mode = proxy._next()
+                if mode in ("500", "429"):
+                    self._answer(int(mode), [], b'{"error_code": "TEMPORARILY_UNAVAILABLE", "message": "not now"}')
+                    return
+                status, headers, content = proxy._pass_on(self.command, self.path, self.headers.items(), body)
+                if mode == "late 500":
+                    status, headers, content = 500, [], b"it was done, but nobody says so"
+                if mode == "cut":
+                    self.close_connection = True
+                    return
+                if mode == "slow":
+                    time.sleep(proxy.delay)
+                self._answer(status, headers, content)
+
+            def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+                with contextlib.suppress(OSError):  # who asked may have gone
+                    self.send_response(status)
+                    for key, value in headers:
+                        if key.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                            self.send_header(key, value)
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _serve
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                pass
+
+        return Handler
+
+
+class _Listener(ThreadingHTTPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    block_on_close = False
