@@ -162,7 +162,7 @@ class CheckpointStore:
         sizes = self._sizes(one.name)
         if not one.files:
             if not self._is_former(one.name, sizes):
-                return "it is incomplete, it has no manifest"
+                return "its manifest is damaged" if MANIFEST in sizes else "it is incomplete, it has no manifest"
             return self._damage_of_former(one)
         for path, (size, digest) in one.files.items():
             if path not in sizes:
@@ -240,6 +240,7 @@ def write_manifest(folder: Path, step: int, ap: float | None) -> None:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
     content = {"format": FORMAT, "step": step, "AP": ap, "files": files}
+    content["sha256"] = _own_digest(content)
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     temporary.replace(folder / MANIFEST)
@@ -252,10 +253,16 @@ def _described(name: str, step: int, manifest: dict[str, Any]) -> Kept:
             f"{FORMAT}); upgrade detsweep, or move the checkpoint away"
         )
     try:
+        if _own_digest({key: value for key, value in manifest.items() if key != "sha256"}) != manifest["sha256"]:
+            raise ValueError("the manifest itself is damaged")
         files = {path: (int(one["bytes"]), str(one["sha256"])) for path, one in manifest["files"].items()}
         return Kept(name, step, manifest["AP"], files)
     except (KeyError, TypeError, ValueError, AttributeError):
         return Kept(name, step, None, {})
+
+
+def _own_digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(folder: Path) -> None:
