@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from detector.config import TrainingConfig
 from orchestrator import journal, tracking
-from orchestrator.lease import Lease
+from orchestrator.lease import Lease, LeaseLostError
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, PlannedRow
 from orchestrator.tracking import Tracker
@@ -78,7 +78,10 @@ class Training(threading.Thread):
             columns = {"loss": [1.0 / step for step in range(first, self.last + 1)]}
             means = {"loss": sum(columns["loss"]) / EVERY, "lr": 0.1}
             lines = journal.steps_line(first, columns), journal.line(self.last, "train", means)
-            self.ledger.append(self.row.identity, *lines)
+            try:
+                self.ledger.append(self.row.identity, *lines)
+            except LeaseLostError:
+                return  # it was given back
             self.longest, before = max(self.longest, time.monotonic() - before), time.monotonic()
 
     def finish(self, folder: Path) -> None:
