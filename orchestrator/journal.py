@@ -86,6 +86,17 @@ def cut(path: Path, step: int) -> None:
         return
 
 
+def until(lines: bytes, step: int | None) -> bytes:
+    """The complete lines up to ``step``; None: all."""
+    kept = []
+    for line in lines.splitlines(keepends=True):
+        entry = _parse(line)
+        if entry is None or (step is not None and entry["step"] > step):
+            break
+        kept.append(line)
+    return b"".join(kept)
+
+
 def read(path: Path, evaluation: str | None = None) -> list[Entry]:
     """Means and evaluations, but no evaluations of another key than ``evaluation``, if one is named."""
     return Reader(path, evaluation).poll()

@@ -128,7 +128,9 @@ class Ledger:
 
         ``evaluation``: leaves out the figures of evaluations with another key.
         """
-        return journal.series(journal.read(self.training(identity) / "journal.jsonl", evaluation), keys)
+        status = self._status(identity)
+        entries = journal.read(self._journal(identity, status), evaluation) if status else []
+        return journal.series(entries, keys)
 
     # Writing: the driver before and after, the trial and its rank 0 meanwhile; one at a time by the training's lock
 
