@@ -11,12 +11,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from detector.errors import InputError
 from orchestrator.ledger import Ledger
-from orchestrator.record import end_attempts
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan, PlannedRow
@@ -55,6 +54,9 @@ def cancel(plan: Plan, ledger: Ledger, row: str) -> list[str]:
                 basis=one.basis,
             )
         ledger.place.update(_key(one.identity), _cancelled)
+        holder = ledger.record(one.identity).holder
+        if holder is None or not ledger.held(holder):
+            ledger.release(one.identity)
     return _concerned(plan, left)
 
 
@@ -74,12 +76,26 @@ def retry(plan: Plan, ledger: Ledger, row: str) -> list[str]:
 
 
 def is_cancelled(ledger: Ledger, identity: str) -> bool:
-    """Whether the user has taken ``identity`` out."""
+    """Whether ``identity`` is to end: the user has taken it out, or its driver stops."""
     try:
         status = ledger.place.read(_key(identity))
     except (OSError, ValueError):
         return False  # a storage that is away for a moment has said nothing
-    return isinstance(status, dict) and bool(status.get("cancelled"))
+    return isinstance(status, dict) and bool(status.get("cancelled") or status.get("stopping"))
+
+
+def end_gracefully(ledger: Ledger, identities: Iterable[str], trials: threading.Thread | None) -> None:
+    """Asks trainings to save a checkpoint and end, and waits for ``trials``, but not for long."""
+
+    def stopping(status: dict[str, Any] | None) -> dict[str, Any] | None:
+        if status is None or status["state"] not in ("pending", "running"):
+            return None
+        return {**status, "stopping": time.time()}
+
+    for identity in identities:
+        ledger.place.update(_key(identity), stopping)
+    if trials is not None:
+        trials.join(timeout=LOOK_S + GRACE_S)
 
 
 @contextlib.contextmanager
@@ -93,7 +109,7 @@ def watching(ledger: Ledger, identity: str) -> Iterator[threading.Event]:
     def look() -> None:
         while not done.wait(LOOK_S):
             if is_cancelled(ledger, identity):
-                log.info("%s: saving a checkpoint", CANCELLED)
+                log.info("the training is to end, by the user or by its driver: saving a checkpoint")
                 cancelled.set()
                 if not done.wait(GRACE_S):
                     log.info("it has not ended within %g s and is ended", GRACE_S)
@@ -127,9 +143,8 @@ def _concerned(plan: Plan, rows: list[PlannedRow]) -> list[str]:
 def _cancelled(status: dict[str, Any] | None) -> dict[str, Any] | None:
     if status is None or status["state"] == "finished":
         return None  # since it was looked at
-    end_attempts(status, "cancelled")
-    # Held by nobody: what its workers would still write is refused.
-    status.update(state="failed", error=CANCELLED, cancelled=time.time(), finished=time.time(), holder=None)
+    # Who holds it still writes its checkpoint, and then gives it back.
+    status.update(state="failed", error=CANCELLED, cancelled=time.time(), finished=time.time())
     return status
 
 

@@ -43,8 +43,8 @@ def evaluate_training(assignment: Assignment, job: EvaluationJob) -> None:
 
     from detector import plugins
     from detector.checkpoints import load_model, write_json
-    from detector.data.store import ensure_store
     from detector.evaluation import evaluate
+    from orchestrator.caching import node_store
     from orchestrator.worker import log_to
 
     config = TrainingConfig.model_validate(job.config)
@@ -56,9 +56,7 @@ def evaluate_training(assignment: Assignment, job: EvaluationJob) -> None:
     ledger.evaluation_started(assignment.identity, job.key, job.settings)
     log.info("evaluation %s of %s on %s, %s", job.key, job.split, socket.gethostname(), device)
     try:
-        assert config.data.root is not None
-        place = Path(config.data.cache) if config.data.cache else ledger.stores
-        store = ensure_store(config.data.root, job.split, place, digest=job.digest)
+        store = node_store(config, job.split, ledger, digest=job.digest)
         plugins.load(config.plugins)
         model = load_model(ledger.fetched(folder / "model"), config.model.postprocess).to(device)
         result = evaluate(model, store, config.data, batch_size=config.evaluation.batch_size)

@@ -170,6 +170,7 @@ class Ledger:
             newest = journal.last(self._journal(identity, status))
             end_attempts(status, "lost", at=newest["time"] if newest else 0.0)
             status.update(holder=sweep, fence=None if self.fence is None else self.fence.number, error=None)
+            status.pop("stopping", None)
             if status["state"] != "finished":
                 status["state"] = "pending"
             status["evaluations"] = finished_evaluations(status)
@@ -226,6 +227,7 @@ class Ledger:
         def change(status: Status) -> Status:
             end_attempts(status, "finished")
             status.update(state="finished", metrics=metrics, error=None, finished=time.time())
+            status.pop("cancelled", None)
             return status
 
         self._may_write(identity)
@@ -236,10 +238,8 @@ class Ledger:
         """Failure for good, by ``error``, or by what the last attempt said of itself."""
 
         def change(status: Status) -> Status | None:
-            if status["state"] == "finished" or status.get("holder") is None:
-                return (
-                    None  # it was given back meanwhile: what its workers say while they are being ended is no failure
-                )
+            if status["state"] == "finished" or status.get("cancelled") or status.get("holder") is None:
+                return None  # what its workers say while they are being ended is no failure
             said = [attempt["error"] for attempt in status["attempts"] if attempt.get("error")]
             sentence = (said[-1] if said else None) or error or "it ended without saying why"
             end_attempts(status, "failed", error=error)
@@ -258,7 +258,8 @@ class Ledger:
             status["evaluations"] = {
                 key: one for key, one in evaluations_of(status).items() if one["state"] != "running"
             }
-            status["holder"] = None
+            status.update(holder=None)
+            status.pop("stopping", None)
             return status
 
         self._change(identity, change, given_back="leave")

@@ -45,8 +45,8 @@ def convert_data(
     """
     from detector.data.store import ensure_store, is_store
 
-    # Data sets that each node keeps on its own disk are converted there, at first use.
-    rows = [row for row in plan.rows if row.identity in identities and row.config.data.cache is None]
+    # Nodes that keep data on their own disks copy what is converted here.
+    rows = [row for row in plan.rows if row.identity in identities]
     splits = {
         facts
         for row in rows
@@ -80,3 +80,10 @@ def unfinished(plan: Plan, ledger: Ledger, fresh: bool) -> list[str]:
 def state_of(row: PlannedRow, ledger: Ledger) -> str:
     """State of a row's training and of its evaluations together."""
     return ledger.record(row.identity, row.evaluations).state
+
+
+def data_of(plan: Plan, identities: Collection[str]) -> tuple[set[str], set[str]]:
+    """Digests of the converted splits that ``identities`` are trained and evaluated on, and the nodes' own caches."""
+    rows = [row for row in plan.rows if row.identity in identities]
+    stores = {facts.digest for row in rows for facts in (row.train, row.val, row.test) if facts is not None}
+    return stores, {row.config.data.cache for row in rows if row.config.data.cache is not None}

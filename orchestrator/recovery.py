@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from orchestrator.probe import UnfitNodeError
+
 ERROR_RETRIES = 1
 """Times that a training is started again after an error of its own code, which may have been its node's."""
 LOSSES = 4
@@ -76,7 +78,7 @@ def sentence(error: BaseException) -> str:
 
 def is_ours(error: BaseException) -> bool:
     """Whether ``error`` was raised by us and for people: it speaks for itself, and trying again doesn't cure it."""
-    return type(error).__module__.startswith(("detector.", "orchestrator."))
+    return type(error).__module__.startswith(("detector.", "orchestrator.")) and not isinstance(error, UnfitNodeError)
 
 
 def _died(error: BaseException) -> bool:
@@ -87,7 +89,7 @@ def _died(error: BaseException) -> bool:
 
 def _went_away(error: BaseException) -> bool:
     # Who waits for a worker that was killed is told so by the network, and may be the first to say it.
-    return _died(error) or any(words in str(error).lower() for words in _PEER_LOST)
+    return _died(error) or isinstance(error, UnfitNodeError) or any(words in str(error).lower() for words in _PEER_LOST)
 
 
 def _whose(error: BaseException) -> str:

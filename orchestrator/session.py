@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,13 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from detector.errors import UnreachableError
 from orchestrator import nodes
+from orchestrator.budget import BudgetSpentError, check_budget
+from orchestrator.cancellation import end_gracefully
 from orchestrator.history import forget_accepted
 from orchestrator.identity import evaluation_settings
 from orchestrator.interruption import Interrupted, signals
 from orchestrator.lease import Lease, LeaseLostError
 from orchestrator.ledger import Ledger
 from orchestrator.live_table import LiveTable
-from orchestrator.preparation import make_ready, remember_choices, state_of, unfinished
+from orchestrator.preparation import data_of, make_ready, remember_choices, state_of, unfinished
+from orchestrator.probe import Expected, expect
+from orchestrator.supply import WAIT_S, Supply, await_room, examine_all
 from orchestrator.tracking import PATIENCE_S, Tracker
 
 if TYPE_CHECKING:
@@ -60,12 +65,16 @@ def run_sweep(
     max_concurrent: int | None = None,
     fresh: bool = False,
     quiet_json: bool = False,
+    max_gpu_hours: float | None = None,
+    wait_for_nodes_s: float | None = None,
 ) -> SweepOutcome:
     """Trains what ``plan`` still lacks, on the cluster at ``address`` or on one that is started here.
 
     At most ``max_concurrent`` trainings run at once, and never more than the cluster has room for. ``fresh`` sets
     earlier results of these trainings aside and trains them anew. ``quiet_json`` is for callers that print JSON on
-    standard output; nothing here writes there in either case.
+    standard output; nothing here writes there in either case. ``max_gpu_hours`` ends the pass when this sweep's
+    trainings have taken as much. ``wait_for_nodes_s``: how long a cluster may take to have room, at first (None: no
+    time) and after nodes were lost (None: ``supply.WAIT_S``).
 
     Raises ``InputError`` (the data or the storage's contents are wrong) and ``SweepHeldError`` (another live driver
     has the sweep); everything else is in the outcome.
@@ -77,16 +86,24 @@ def run_sweep(
             make_ready(plan, ledger, address, fresh=fresh)
             with Lease(ledger.place, plan.key) as lease:
                 remember_choices(plan, ledger)
-                return _Pass(plan, Ledger(plan.storage, lease.fence), listen).run(address, max_concurrent, fresh)
+                limits = _Limits(max_concurrent, max_gpu_hours, wait_for_nodes_s)
+                return _Pass(plan, Ledger(plan.storage, lease.fence), listen, limits).run(address, fresh)
         except UnreachableError as error:
             return SweepOutcome("unreachable", str(error), 4)
         except Interrupted as stop:
             return _interrupted(stop)
 
 
+@dataclass(frozen=True)
+class _Limits:
+    concurrent: int | None
+    gpu_hours: float | None
+    wait_for_nodes_s: float | None
+
+
 class _Pass:
-    def __init__(self, plan: Plan, ledger: Ledger, listen: Callable[[], None]) -> None:
-        self.plan, self.ledger, self._listen = plan, ledger, listen
+    def __init__(self, plan: Plan, ledger: Ledger, listen: Callable[[], None], limits: _Limits) -> None:
+        self.plan, self.ledger, self._listen, self._limits = plan, ledger, listen, limits
         self._claimed: list[str] = []
         self._held: list[str] = []
         """Identities that another live sweep is training."""
@@ -95,7 +112,7 @@ class _Pass:
         self._broken: BaseException | None = None
         self._tune_error: dict[str, str] = {}
 
-    def run(self, address: str | None, max_concurrent: int | None, fresh: bool) -> SweepOutcome:
+    def run(self, address: str | None, fresh: bool) -> SweepOutcome:
         tracker = Tracker(self.plan, self.ledger)
         todo = unfinished(self.plan, self.ledger, fresh)
         # MLflow's first look at its store takes seconds, which the cluster's start can hide.
@@ -106,10 +123,17 @@ class _Pass:
                     self._listen()
                     try:
                         connecting.wait()
-                        self._train(cluster, todo, tracker, max_concurrent, fresh)
+                        self._train(cluster, todo, tracker, fresh)
                     except Interrupted as stop:
                         # Here and not outside: the ledger comes before the cluster's end, which takes seconds.
                         return self._give_up(tracker, stop)
+                    except BudgetSpentError as error:
+                        end_gracefully(self.ledger, self._claimed, self._tune)
+                        self._end_tune()
+                        self._release()
+                        tracker.stop_polling()
+                        notice = tracker.finish("KILLED") if tracker.opened else None
+                        return SweepOutcome("partial", str(error), 3, notice)
                     except BaseException:
                         self._end_tune()
                         raise
@@ -129,25 +153,43 @@ class _Pass:
             raise
         return self._outcome(tracker)
 
-    def _train(
-        self, cluster: nodes.Nodes, todo: list[str], tracker: Tracker, max_concurrent: int | None, fresh: bool
-    ) -> None:
+    def _train(self, cluster: nodes.Nodes, todo: list[str], tracker: Tracker, fresh: bool) -> None:
         needs = {identity: cluster.need(self.plan.trainings[identity].resources) for identity in todo}
         for identity in [] if fresh else [one for one in todo if self.ledger.record(one).trained]:
             needs[identity] = replace(needs[identity], workers=1)  # only to be evaluated
-        nodes.check_room(cluster, needs.values())
+        expected = None
+        if cluster.here:
+            nodes.check_room(cluster, needs.values())
+        else:
+            await_room(needs.values(), self._limits.wait_for_nodes_s or 0.0)
+            expected = expect(self.ledger.address, self.plan.key, *data_of(self.plan, todo))
+            cluster = examine_all(expected, self.plan.tracking_uri)
+        gpus = any(need.gpus for need in needs.values())
+        if self._limits.gpu_hours is not None and not gpus:
+            sys.stderr.write("these trainings use no GPU: --max-gpu-hours counts the hours of their workers\n")
+        check_budget(self.plan, self.ledger, self._limits.gpu_hours, gpus=gpus)
+        max_concurrent = self._limits.concurrent
         room = min(cluster.room(need) for need in needs.values())
         at_once = max(1, min(room, max_concurrent or room))
-        assignments = self._claim(needs, fresh)
+        assignments = self._claim(needs, fresh, expected)
         tracker.open(PATIENCE_S)
         tracker.start()
         self._tune = threading.Thread(target=self._run_tune, args=(assignments, at_once), name="tune", daemon=True)
         table = LiveTable(self.plan.rows, self.ledger)
         self._tune.start()
-        while self._tune.is_alive():
-            self._tune.join(timeout=self.ledger.place.pause)
-            self.ledger.check()
-            table.update()
+        with contextlib.ExitStack() as stack:
+            supply = None
+            if expected is not None:
+                wait_s = WAIT_S if self._limits.wait_for_nodes_s is None else self._limits.wait_for_nodes_s
+                left = functools.partial(self._left, needs)
+                supply = stack.enter_context(Supply(cluster, expected, left, wait_s))
+            while self._tune.is_alive():
+                self._tune.join(timeout=self.ledger.place.pause)
+                self.ledger.check()
+                table.update()
+                check_budget(self.plan, self.ledger, self._limits.gpu_hours, gpus=gpus)
+                if supply is not None:
+                    supply.check()
         if self._broken is not None:
             raise UnreachableError(
                 f"the cluster stopped scheduling ({' '.join(str(self._broken).split())[:300]}); run the same command "
@@ -163,7 +205,11 @@ class _Pass:
         table.close()
         tracker.stop_polling()
 
-    def _claim(self, needs: dict[str, nodes.Need], fresh: bool) -> dict[str, Assignment]:
+    def _left(self, needs: dict[str, nodes.Need]) -> list[nodes.Need]:
+        """What the trainings need that aren't done."""
+        return [needs[one] for one in self._claimed if self.ledger.record(one).state in ("pending", "running")]
+
+    def _claim(self, needs: dict[str, nodes.Need], fresh: bool, expected: Expected | None) -> dict[str, Assignment]:
         """Takes what is not finished, in the order of the rows; what each training is to do, by identity."""
         assignments: dict[str, Assignment] = {}
         for row in self.plan.rows:
@@ -186,12 +232,12 @@ class _Pass:
             )
             if mine:
                 self._claimed.append(row.identity)
-                assignments[row.identity] = self._assignment(row, needs[row.identity].gpus)
+                assignments[row.identity] = self._assignment(row, needs[row.identity].gpus, expected)
             else:
                 self._held.append(row.identity)
         return assignments
 
-    def _assignment(self, row: PlannedRow, gpus: float) -> Assignment:
+    def _assignment(self, row: PlannedRow, gpus: float, expected: Expected | None) -> Assignment:
         from orchestrator.worker import Assignment
 
         return Assignment(
@@ -202,6 +248,7 @@ class _Pass:
             evaluations=self._evaluations(row.identity),
             gpus_per_worker=gpus,
             fence=self.ledger.fence,
+            expected=expected,
         )
 
     def _evaluations(self, identity: str) -> tuple[EvaluationJob, ...]:

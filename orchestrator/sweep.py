@@ -18,7 +18,7 @@ from orchestrator.dry_run import describe
 from orchestrator.history import short_list
 from orchestrator.identity import deciding, digest
 from orchestrator.ledger import Ledger
-from orchestrator.options import Answer, Parser, add_sweep_options, answer, positive, sweep_request
+from orchestrator.options import Answer, Parser, add_sweep_options, answer, positive, positive_number, sweep_request
 from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
 from orchestrator.request import resolve_storage, resolve_tracking_uri
@@ -28,7 +28,7 @@ from orchestrator.runs import without_secrets
 EXIT_STATUSES = """exit status:
   0  every row has its result
   2  the specification, the data or a reuse is wrong; nothing was started
-  3  some trainings failed for good; the rest is complete and reported
+  3  some trainings failed for good, or the budget is used up; the rest is complete and reported
   4  the cluster, the storage or the tracking server can't be reached, or can't ever satisfy the request
   5  another driver holds the sweep
   130, 143  interrupted; the same command continues
@@ -50,6 +50,19 @@ def _parser() -> Parser:
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained and what it needs, and stop")
     parser.add_argument("--address", metavar="RAY", help="cluster to join; default: $RAY_ADDRESS, then a local one")
     parser.add_argument("--max-concurrent", metavar="N", type=positive, help="most trainings at a time")
+    parser.add_argument(
+        "--max-gpu-hours",
+        metavar="N",
+        type=positive_number,
+        help="stop when this sweep's trainings have taken so many, in all runs of it; resumable",
+    )
+    parser.add_argument(
+        "--wait-for-nodes",
+        metavar="MINUTES",
+        type=positive_number,
+        help="time that a cluster has to grow to what a training needs, or to replace nodes that it lost; default: "
+        "none at first, 10 minutes after a loss",
+    )
     parser.add_argument("--fresh", action="store_true", help="set earlier results of these trainings aside, train anew")
     parser.add_argument(
         "--accept-code-change",
@@ -77,6 +90,8 @@ def _sweep(arguments: argparse.Namespace) -> Answer:
         max_concurrent=arguments.max_concurrent,
         fresh=arguments.fresh,
         quiet_json=arguments.json,
+        max_gpu_hours=arguments.max_gpu_hours,
+        wait_for_nodes_s=None if arguments.wait_for_nodes is None else 60 * arguments.wait_for_nodes,
     )
     if outcome.notice:
         print(f"note: {outcome.notice}", file=sys.stderr)

@@ -48,6 +48,8 @@ def run_trial(params: dict[str, Any], *, assignments: dict[str, Assignment]) -> 
             if ledger.record(assignment.identity, {"": job.key}).state != "finished":
                 _evaluate(assignment, job, ledger)
         ledger.release(assignment.identity)
+    elif is_cancelled(ledger, assignment.identity):
+        ledger.release(assignment.identity)
     # Tune forgets a trial that never reports.
     tune.report({"state": ledger.record(assignment.identity).state})
 
@@ -68,6 +70,8 @@ def _train(assignment: Assignment, ledger: Ledger) -> None:
             _keep(assignment, ledger, result.return_value)
             return
         except TrainingFailedError as error:
+            if is_cancelled(ledger, identity):
+                break
             said = watch.stalled or cause(error)
             stalled = watch.stalled is not None
             outcome = "lost" if stalled or is_lost(error) else "failed"

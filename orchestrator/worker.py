@@ -22,6 +22,7 @@ from orchestrator.evaluation import EvaluationJob
 from orchestrator.heartbeat import Heartbeat
 from orchestrator.lease import Fence
 from orchestrator.ledger import Ledger
+from orchestrator.probe import Expected, require
 from orchestrator.record import Metrics
 from orchestrator.recovery import is_lost, sentence
 
@@ -44,6 +45,8 @@ class Assignment:
     """GPUs of each worker; 0 trains on CPUs."""
     fence: Fence | None = None
     """Of the driver's lease: what its workers write counts as long as it holds the sweep."""
+    expected: Expected | None = None
+    """What a node must find before it is used; None on the driver's own machine."""
 
     @property
     def training_config(self) -> TrainingConfig:
@@ -67,14 +70,16 @@ def work(settings: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from detector import distributed
-    from detector.data.store import ensure_store
-    from detector.training import train
+    from detector.training import TrainingStopped, train
+    from orchestrator.caching import node_store
 
     assignment: Assignment = settings["assignment"]
     config = assignment.training_config
     ledger = Ledger(assignment.storage, assignment.fence)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    if assignment.expected is not None:
+        require(assignment.expected)
     log_to(ledger.training(assignment.identity) / ("worker.log" if rank == 0 else f"worker-{rank}.log"))
     threads = config.resources.cpus_per_worker
     torch.set_num_threads(threads)
@@ -95,11 +100,9 @@ def work(settings: dict[str, Any]) -> dict[str, Any]:
             if rank == 0:
                 hardware = _hardware(device, threads, world_size)
                 ledger.started(assignment.identity, node=socket.gethostname(), from_step=step, hardware=hardware)
-            assert config.data.root is not None
-            folder = Path(config.data.cache) if config.data.cache else ledger.stores
             with heartbeat.busy():
                 stores = [
-                    ensure_store(config.data.root, split, folder, digest=assignment.digests[split])
+                    node_store(config, split, ledger, digest=assignment.digests[split])
                     for split in (config.data.train, config.data.val)
                 ]
             heartbeat.beat(step)
@@ -114,7 +117,8 @@ def work(settings: dict[str, Any]) -> dict[str, Any]:
         log.exception("rank %d failed", rank)
         # What a worker's end makes others say is not the cause, which the trial will know.
         if not is_lost(error):
-            ledger.attempt_failed(assignment.identity, sentence(error), step=heartbeat.step)
+            outcome = "interrupted" if isinstance(error, TrainingStopped) else "failed"
+            ledger.attempt_failed(assignment.identity, sentence(error), outcome=outcome, step=heartbeat.step)
         raise
 
 

@@ -67,7 +67,8 @@ def test_help_and_dry_run_import_nothing_heavy(table: Path) -> None:
     status, out, err = run("--help")
     assert (status, err.strip()) == (0, "heavy:")
     for option in ("--profile", "--set", "--dry-run", "--only", "--seeds", "--storage", "--tracking-uri", "--address",
-                   "--max-concurrent", "--fresh", "--json"):  # fmt: skip
+                   "--max-concurrent", "--max-gpu-hours", "--wait-for-nodes", "--fresh", "--accept-code-change",
+                   "--json"):  # fmt: skip
         assert option in out
     status, out, err = run(str(table), "--dry-run")
     assert (status, err.strip()) == (0, "heavy:")
@@ -99,6 +100,8 @@ def test_json_of_a_dry_run_stands_alone_on_standard_output(table: Path) -> None:
         (["--set", "data.root=/nowhere"], 2, "refused", "--profile laptop"),
         (["--seeds", "x"], 2, "refused", "--seeds"),
         (["--max-concurrent", "0"], 2, "refused", "--max-concurrent"),
+        (["--max-gpu-hours", "0"], 2, "refused", "--max-gpu-hours"),
+        (["--wait-for-nodes", "inf"], 2, "refused", "--wait-for-nodes"),
         (["--bogus"], 2, "refused", "--bogus"),
         (["--storage", "s3://x"], 2, "refused", "--storage"),
         (["--seeds", "99999999999"], 2, "refused", "--seeds"),
@@ -211,7 +214,12 @@ def test_options_reach_the_session(table: Path, monkeypatch: pytest.MonkeyPatch)
     seen: dict[str, object] = {}
     monkeypatch.setattr(session, "run_sweep", lambda plan, **options: seen.update(options) or finish(plan))
     assert main([str(table), "--address", "ray://x", "--max-concurrent", "3", "--fresh", "--json"]) == 0
-    assert seen == {"address": "ray://x", "max_concurrent": 3, "fresh": True, "quiet_json": True}
+    assert seen == {
+        "address": "ray://x", "max_concurrent": 3, "fresh": True, "quiet_json": True,
+        "max_gpu_hours": None, "wait_for_nodes_s": None,
+    }
+    assert main([str(table), "--max-gpu-hours", "2.5", "--wait-for-nodes", "3"]) == 0
+    assert (seen["max_gpu_hours"], seen["wait_for_nodes_s"]) == (2.5, 180.0)
 
 
 def test_a_dry_run_knows_what_is_done(
