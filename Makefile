@@ -1,13 +1,13 @@
 # make demo: the laptop sweep of Table 3 on generated data. make tables: every row of all five tables for ten iterations.
-# make test: all quick tests. make overfit: every head and assigner learns eight images by heart. Each makes the
-# environment first.
+# make test: all quick tests. make faults: all that kill, freeze, damage and fill. make overfit: every head and assigner
+# learns eight images by heart. Each makes the environment first.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo tables test overfit lint format benchmarks clean
+.PHONY: demo tables test faults overfit lint format benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m orchestrator.sweep sweeps/table3.yaml --profile laptop --storage $(CURDIR)/demo
@@ -20,6 +20,9 @@ tables: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/faults -m "long or not long"
 
 overfit: $(VENV)/.installed
 	$(BIN)/python -m tests.overfit

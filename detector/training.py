@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from detector import distributed, plugins
@@ -212,10 +213,11 @@ def _checkpoint(
                 write_json(place / "detections.json", evaluation.detections)
                 write_json(place / "per_class.json", evaluation.per_class)
             write_manifest(place, state.step, evaluation.metrics.get("AP") if evaluation else None)
-        except (OSError, RuntimeError) as error:  # torch and safetensors say a full disk in their own ways
+        except (OSError, RuntimeError, SafetensorError) as error:  # each says a full disk in its own way
             raise UnreachableError(
-                f"the checkpoint of step {state.step} can't be written to {place.parent} ({' '.join(str(error).split())}"
-                "); those before it are intact: make room or give write permission, and run the same command again"
+                f"the checkpoint of step {state.step} can't be written to {place.parent} "
+                f"({' '.join(str(error).split())}); those before it are intact: make room or give write permission, "
+                "and run the same command again"
             ) from error
     hooks.on_progress(state.step)
     hooks.on_checkpoint(state.step, place, metrics)

@@ -99,7 +99,8 @@ def test_a_full_disk_is_said_and_what_was_there_is_intact(tmp_path, monkeypatch)
 
     source = saved(tmp_path / "scratch", 20)
     monkeypatch.setattr("detector.checkpoint_store.shutil.move", full)
-    with pytest.raises(UnreachableError, match=r"step 20 can't be written .*No space left.*the one of step 10 is intact"):
+    said = r"step 20 can't be written .*No space left.*the one of step 10 is intact"
+    with pytest.raises(UnreachableError, match=said):
         store.keep(source, 20)
     assert store.newest().step == 10
 
@@ -108,7 +109,7 @@ def test_one_of_a_newer_version_is_refused_with_what_to_do(store, tmp_path):
     keep(store, tmp_path, 10)
     path = tmp_path / "store" / "checkpoint_00000010" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(InputError, match="newer version .*upgrade detsweep"):
+    with pytest.raises(InputError, match=r"newer version .*upgrade detsweep"):
         store.newest()
 
 
