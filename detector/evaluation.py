@@ -47,8 +47,11 @@ def evaluate(
     loader_workers: int = 0,
     label: str = "",
     tell: Callable[[], None] = lambda: None,
+    alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Evaluation:
-    """Runs ``model`` on all images of ``store`` and compares with its annotations; calls ``tell`` after every batch.
+    """Runs ``model`` on all images of ``store`` and compares with its annotations.
+
+    Calls ``tell`` after every batch, and is inside ``alone()`` while rank 0 compares and the others wait.
 
     All processes of the default group take part, each with its share, and all get the result's metrics; per class
     figures and detections are rank 0's. A split without annotations has detections and no figures.
@@ -58,9 +61,10 @@ def evaluate(
     gathered = distributed.gather((found, milliseconds))
     if distributed.rank() != 0:
         return Evaluation(distributed.broadcast(None))
-    entries = {image: rows for part, _ in gathered for image, rows in part.items()}
-    detections = [row for image in store.image_ids.tolist() for row in entries[image]]
-    figures, per_class = coco_figures(store.coco_annotations(), detections) if store.has_annotations else ({}, [])
+    with alone():
+        entries = {image: rows for part, _ in gathered for image, rows in part.items()}
+        detections = [row for image in store.image_ids.tolist() for row in entries[image]]
+        figures, per_class = coco_figures(store.coco_annotations(), detections) if store.has_annotations else ({}, [])
     times = [value for _, part in gathered for value in part]
     metrics: dict[str, float | None] = {
         **figures,

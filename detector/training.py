@@ -6,6 +6,7 @@ micro-batches, and the collectives stand outside any branch that depends on one 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,10 @@ class Hooks:
 
     def on_progress(self, step: int) -> None:
         """Something went on: an iteration, or a batch of an evaluation; often, and on every rank."""
+
+    def busy(self) -> contextlib.AbstractContextManager[None]:
+        """Is entered while this process does something long on its own, such as comparing or writing."""
+        return contextlib.nullcontext()
 
     def on_steps(self, first: int, columns: dict[str, list[float]]) -> None:
         """Losses, statistics and learning rate of every iteration from ``first`` on, for each key one value each; when
@@ -187,6 +192,7 @@ def _evaluated(state: TrainingState, store: Store, hooks: Hooks) -> Evaluation:
             batch_size=state.config.evaluation.batch_size,
             loader_workers=_loader_workers(state.config),
             tell=lambda: hooks.on_progress(state.step),
+            alone=hooks.busy,
         )
     hooks.on_progress(state.step)
     if distributed.rank() == 0:
@@ -208,11 +214,12 @@ def _checkpoint(
     place = folder / f"step_{state.step:08d}" if distributed.rank() == 0 else None
     if place is not None:
         try:
-            state.save(place)
-            if evaluation is not None:
-                write_json(place / "detections.json", evaluation.detections)
-                write_json(place / "per_class.json", evaluation.per_class)
-            write_manifest(place, state.step, evaluation.metrics.get("AP") if evaluation else None)
+            with hooks.busy():
+                state.save(place)
+                if evaluation is not None:
+                    write_json(place / "detections.json", evaluation.detections)
+                    write_json(place / "per_class.json", evaluation.per_class)
+                write_manifest(place, state.step, evaluation.metrics.get("AP") if evaluation else None)
         except (OSError, RuntimeError, SafetensorError) as error:  # each says a full disk in its own way
             raise UnreachableError(
                 f"the checkpoint of step {state.step} can't be written to {place.parent} "
