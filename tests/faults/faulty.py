@@ -12,17 +12,19 @@ def build_assigner(config):
 
 
 class Faulty:
-    def __init__(self, fault="none", at=0.5, rank=0, marker=""):
+    def __init__(self, fault="none", at=0.5, rank=0):
         self.plain = ATSSAssigner(9, 0.0, 1.0)
-        self.fault, self.at, self.rank, self.marker = fault, at, rank, marker
+        self.fault, self.at, self.rank = fault, at, rank
 
     def __call__(self, anchors, level_shapes, gt_boxes, predicted_boxes=None, progress=0.0):
+        found = self.plain(anchors, level_shapes, gt_boxes, predicted_boxes, progress)
         mine = int(os.environ.get("RANK", 0)) == self.rank
         if mine and progress >= self.at and self.fault != "none":
             getattr(self, self.fault)(gt_boxes)
-        return self.plain(anchors, level_shapes, gt_boxes, predicted_boxes, progress)
+        return found
 
     def nan(self, gt_boxes):
+        # After the assignment, which would only find no anchor for such a box.
         for boxes in gt_boxes:
             boxes.fill_(float("nan"))
 
