@@ -33,6 +33,8 @@ def _rows(plan: Plan, ledger: Results) -> list[str]:
         record = ledger.record(row.identity, row.evaluations)
         if record.trained and record.state in ("pending", "failed"):
             state = "evaluate"
+        elif record.cancelled:
+            state = "cancelled, stays out until `status --retry`"
         elif record.state == "pending":
             state = f"continues ({record.step}/{record.iterations})" if record.step else "new"
         else:

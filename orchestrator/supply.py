@@ -78,7 +78,8 @@ class Supply:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=LOOK_S)
+        # Not for long: a driver that was told to end has seconds for its ledger.
+        self._thread.join(timeout=0.5)
 
     def check(self) -> None:
         """Raises ``UnreachableError`` once nothing that is left has had room for too long."""
