@@ -5,6 +5,7 @@ Rank 0 keeps the ledger, the journal and the checkpoints beside both; every rank
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
 import socket
@@ -93,7 +94,8 @@ def work(settings: dict[str, Any]) -> dict[str, Any]:
                 newest = kept_ones.newest() if rank == 0 else None
             # One decides: what is damaged for one worker alone must not make them begin at different steps.
             newest = distributed.broadcast(newest)
-            resume_from = kept_ones.fetch(newest.name, Path(scratch)) if newest else None
+            with heartbeat.busy():
+                resume_from = kept_ones.fetch(newest.name, Path(scratch)) if newest else None
             step = newest.step if newest else 0
             log.info("rank %d of %d on %s, %s, %d threads", rank, world_size, socket.gethostname(), device, threads)
             log.info("from %s", f"the checkpoint {newest.name}" if newest else "the beginning")
@@ -138,6 +140,9 @@ def _hooks(ledger: Ledger, assignment: Assignment, rank: int, cancelled: threadi
 
         def on_progress(self, step: int) -> None:
             heartbeat.beat(step)
+
+        def busy(self) -> contextlib.AbstractContextManager[None]:
+            return heartbeat.busy()
 
         def on_steps(self, first: int, columns: dict[str, list[float]]) -> None:
             if rank == 0:
@@ -184,6 +189,7 @@ def _hardware(device: Any, threads: int, workers: int) -> dict[str, Any]:
 
 def log_to(path: Path) -> None:
     """Writes what we log from now on to ``path``, and nowhere else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
     for name in ("orchestrator", "detector"):
