@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.errors import InputError, UnreachableError
-from orchestrator import journal, lease
+from orchestrator import journal, lease, run_ids
 from orchestrator.lease import Fence, LeaseLostError
 from orchestrator.record import (
     Metrics,
@@ -84,6 +84,11 @@ class Ledger:
     def fetched(self, path: Path) -> Path:
         """``path``, a file or folder that a record names, once it is on this node."""
         return self.place.fetch(path.relative_to(self.storage).as_posix())
+
+    def publish(self, paths: Iterable[Path]) -> None:
+        """Puts files that were written below ``storage`` on this node into the storage."""
+        for path in paths:
+            self.place.put(path, path.relative_to(self.storage).as_posix())
 
     def held(self, key: str) -> bool:
         """Whether a live driver runs the sweep ``key``."""
@@ -307,10 +312,7 @@ class Ledger:
 
     def runs(self, key: str) -> dict[str, Any]:
         """``{"parent": run id, "rows": {"ROW": {"SEED": run id}}}`` of a sweep, as far as known."""
-        try:
-            return _runs(self.place.read(f"sweeps/{key}/runs.json"))
-        except ValueError:
-            return _runs(None)
+        return run_ids.read(self.place, key)
 
     def run_id(self, sweep_key: str, row: str, seed: int) -> str | None:
         """MLflow run of a row and seed."""
@@ -322,16 +324,7 @@ class Ledger:
 
     def remember_run(self, sweep_key: str, run_id: str, row: str | None = None, seed: int | None = None) -> None:
         """Stores the parent's run id, or that of a row and seed."""
-
-        def change(found: Any | None) -> dict[str, Any]:
-            runs = _runs(found)
-            if row is None:
-                runs["parent"] = run_id
-            else:
-                runs["rows"].setdefault(row, {})[str(seed)] = run_id
-            return runs
-
-        self.place.update(f"sweeps/{sweep_key}/runs.json", change)
+        run_ids.remember(self.place, sweep_key, run_id, row, seed)
 
     def reused_from(self, sweep_key: str, row: str, seed: int, identity: str) -> str | None:
         """The row that trained ``identity``: None for the row itself, ROW in the same sweep, else KEY/ROW."""
@@ -403,7 +396,3 @@ class Ledger:
 
     def _checked(self, identity: str, status: Any | None) -> Status | None:
         return checked(status, f"{self.address}/{self._key(identity)}")
-
-
-def _runs(found: Any | None) -> dict[str, Any]:
-    return found if isinstance(found, dict) else {"parent": None, "rows": {}}

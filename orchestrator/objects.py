@@ -113,7 +113,7 @@ class ObjectStore:
         self._call("upload_file", Filename=str(path), Key=self._prefix + key)
         target = self.root / key
         if target != path:
-            target.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)  # what this node had is another version
 
     def shared(self, key: str) -> str:
         """Its URI."""

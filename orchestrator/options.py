@@ -62,7 +62,11 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--only", metavar="ROW", action="append", default=[], help="only this row; repeatable")
     parser.add_argument("--seeds", metavar="0,1,2", type=_seeds, help="seeds instead of the sweep file's")
-    parser.add_argument("--storage", metavar="FOLDER", help="default: $DETSWEEP_STORAGE, then ~/detsweep")
+    parser.add_argument(
+        "--storage",
+        metavar="PLACE",
+        help="folder that all nodes share, or s3://...; default: $DETSWEEP_STORAGE, then ~/detsweep",
+    )
     parser.add_argument(
         "--tracking-uri",
         metavar="URI",

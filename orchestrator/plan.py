@@ -103,6 +103,7 @@ class Plan:
     compare: tuple[tuple[str, str], ...]
     figures: tuple[Figure, ...]
     storage: Path
+    """Folder; of an object store, what this node has of it."""
     tracking_uri: str
     command: str
     """The command line that means the same sweep."""
@@ -110,6 +111,13 @@ class Plan:
     """What the sweep file declares, used by a row or not."""
     dropped: tuple[str, ...] = ()
     """Rows that the sweep file had when the sweep was last run, and no longer has."""
+    uri: str | None = None
+    """Of the storage, where that is no folder."""
+
+    @property
+    def place(self) -> str | Path:
+        """What names the storage on every node."""
+        return self.uri or self.storage
 
     @property
     def folder(self) -> Path:
@@ -148,18 +156,18 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
     Raises InputError where the specification, the weights or the data are wrong, and UnreachableError where the storage
     can't be written.
     """
-    storage = resolve_storage(request.storage)
-    tracking_uri = resolve_tracking_uri(request.tracking_uri, storage)
+    place = resolve_storage(request.storage)
+    tracking_uri = resolve_tracking_uri(request.tracking_uri, place)
     spec = load_spec(request.sweep)
     profile = load_profile(request.profile, spec.path.parent) if request.profile else []
     settings = read_set(request.set)
     key = sweep_key(spec.name, request.profile, settings)
     drafts = [_draft(row, profile, settings) for row in _selected(spec, request.only)]
     seeds = spec.seeds if request.seeds is None else check_seeds(request.seeds, "--seeds")
-    check_tracking_uri(request.tracking_uri, storage)
+    check_tracking_uri(request.tracking_uri, place)
+    ledger = Ledger(place)
     if purpose == "read":
-        _check_known(key, storage, request)
-    ledger = Ledger(storage)
+        _check_known(key, ledger, request)
     configs = [_located(draft.config, ledger.data) for draft in drafts]
     for config in configs:
         if config.data.generated is None:
@@ -194,7 +202,8 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
         quoted=spec.quoted,
         compare=tuple(pair for pair in spec.compare if names.issuperset(pair)),
         figures=tuple(figure for figure in spec.figures if names.intersection(figure.rows)),
-        storage=storage,
+        storage=ledger.storage,
+        uri=place if isinstance(place, str) else None,
         tracking_uri=tracking_uri,
         command=command_line("sweep", request),
         plugins=spec.plugins,
@@ -202,14 +211,13 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
     )
 
 
-def _check_known(key: str, storage: Path, request: SweepRequest) -> None:
-    folder = storage / "sweeps"
-    if not (folder / key).is_dir():
-        known = [place.name for place in sorted(folder.iterdir()) if place.is_dir()] if folder.is_dir() else []
+def _check_known(key: str, ledger: Ledger, request: SweepRequest) -> None:
+    known = ledger.place.names("sweeps")
+    if key not in known:
         near = suggestion(key, known)
         raise InputError(
-            f'the storage {storage} has no sweep "{key}" ({near.rstrip("?")}); `{command_line("sweep", request)}` '
-            "starts it"
+            f'the storage {ledger.address} has no sweep "{key}" ({near.rstrip("?")}); '
+            f"`{command_line('sweep', request)}` starts it"
         )
 
 

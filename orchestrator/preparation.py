@@ -21,7 +21,7 @@ def make_ready(plan: Plan, ledger: Ledger, address: str | None, *, fresh: bool) 
     """
     from orchestrator.tracking import Tracker
 
-    refuse_held(ledger.sweep(plan.key))
+    refuse_held(ledger.place, plan.key)
     todo = unfinished(plan, ledger, fresh)
     if todo:
         nodes.check_address(address)
@@ -51,12 +51,12 @@ def convert_data(
         facts
         for row in rows
         for facts in (row.train if fresh or not ledger.record(row.identity).trained else None, row.val, row.test)
-        if facts is not None and not is_store(ledger.data / facts.digest)
+        if facts is not None and not is_store(f"{ledger.stores}/{facts.digest}")
     }
     if splits:
         before()
     for root, split, digest in sorted({(facts.root, facts.split, facts.digest) for facts in splits}):
-        ensure_store(root, split, ledger.data, digest=digest)
+        ensure_store(root, split, ledger.stores, digest=digest)
 
 
 def remember_choices(plan: Plan, ledger: Ledger) -> None:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 BATCH = 1000
 """Most metrics that MLflow takes at once."""
+PAUSES_S = (0.2, 0.4, 0.8)
 
 
 class AwayError(UnreachableError):
@@ -36,6 +38,33 @@ class AwayError(UnreachableError):
     def __init__(self, sentence: str, why: str) -> None:
         super().__init__(sentence)
         self.why = why
+
+
+class _Persistent:
+    """MLflow's client, whose requests are tried again for a moment where the server says that it can't now.
+
+    Not the making of a run: it may have been made although the answer said otherwise.
+    """
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        request = getattr(self._client, name)
+        if name == "create_run" or not callable(request):
+            return request
+
+        def persistent(*args: Any, **options: Any) -> Any:
+            for pause in PAUSES_S:
+                try:
+                    return request(*args, **options)
+                except Exception as error:
+                    if not is_away(error):
+                        raise
+                    time.sleep(pause)
+            return request(*args, **options)
+
+        return persistent
 
 
 class RunStore:
@@ -88,18 +117,27 @@ class RunStore:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
         for name in ("alembic", "mlflow"):  # after the import, which sets them up
             logging.getLogger(name).setLevel(logging.ERROR)
         uri = self.plan.tracking_uri
         with _first_to_open(uri):
-            self._client = MlflowClient(tracking_uri=uri)
+            client: Any = _Persistent(MlflowClient(tracking_uri=uri))
+            self._client = client
             found = self.client.get_experiment_by_name(self.plan.name)
             if found is None:
                 # A database has no place of its own for files: they lie beside it, not in the working directory.
-                location = (self.ledger.storage / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-                self._experiment = self.client.create_experiment(self.plan.name, artifact_location=location)
-                return
+                location = _artifacts(uri, self.plan)
+                try:
+                    self._experiment = self.client.create_experiment(self.plan.name, artifact_location=location)
+                    return
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    # Another driver was faster, or the request was repeated.
+                    found = self.client.get_experiment_by_name(self.plan.name)
+                    assert found is not None
         self._experiment = found.experiment_id
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(self._experiment)
@@ -203,6 +241,14 @@ class RunStore:
             path = self.plan.folder / name
             if path.exists():
                 self.client.log_artifact(self.parent, str(path), artifact_path="report")
+
+
+def _artifacts(uri: str, plan: Plan) -> str | None:
+    """Where files of runs lie: None is the server's business."""
+    if not uri.startswith("sqlite:"):
+        return None
+    folder = plan.storage if plan.uri is None else Path(os.path.abspath(uri.removeprefix("sqlite:///"))).parent
+    return (folder / "mlartifacts").as_uri()
 
 
 def without_secrets(uri: str) -> str:

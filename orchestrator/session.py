@@ -12,6 +12,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def run_sweep(
     Raises ``InputError`` (the data or the storage's contents are wrong) and ``SweepHeldError`` (another live driver
     has the sweep); everything else is in the outcome.
     """
-    ledger = Ledger(plan.storage)
+    ledger = Ledger(plan.place)
     with signals() as listen:
         try:
             ledger.prepare()
@@ -87,9 +88,17 @@ def run_sweep(
             with Lease(ledger.place, plan.key) as lease:
                 remember_choices(plan, ledger)
                 limits = _Limits(max_concurrent, max_gpu_hours, wait_for_nodes_s)
-                return _Pass(plan, Ledger(plan.storage, lease.fence), listen, limits).run(address, fresh)
+                return _Pass(plan, Ledger(plan.place, lease.fence), listen, limits).run(address, fresh)
         except UnreachableError as error:
             return SweepOutcome("unreachable", str(error), 4)
+        except OSError as error:
+            where = error.filename or ledger.address
+            return SweepOutcome(
+                "unreachable",
+                f"the storage can't be used ({error.strerror or error}: {where}); what is in it is intact: make room or "
+                "give write permission, and run the same command again",
+                4,
+            )
         except Interrupted as stop:
             return _interrupted(stop)
 
@@ -314,9 +323,12 @@ class _Pass:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _release(self) -> None:
-        for identity in self._claimed:
+        def give_back(identity: str) -> None:
             with contextlib.suppress(Exception):
                 self.ledger.release(identity)
+
+        with ThreadPoolExecutor(8) as pool:  # an object store takes its time for each
+            list(pool.map(give_back, self._claimed))
 
     def _give_up(self, tracker: Tracker, stop: Interrupted) -> SweepOutcome:
         """A signal: first the ledger, then the runs' states, within the seconds that a job's stop leaves."""
@@ -337,7 +349,7 @@ class _Pass:
 
         states = [state_of(row, self.ledger) for row in self.plan.rows]
         complete = all(state == "finished" for state in states)
-        write_report(self.plan, self.ledger)
+        self.ledger.publish(write_report(self.plan, self.ledger).values())
         notice = tracker.finish("FINISHED" if complete else "FAILED")
         if complete:
             return SweepOutcome("complete", notice=notice)

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _status(arguments: argparse.Namespace) -> Answer:
     plan = make_plan(sweep_request(arguments), "read")
-    ledger = Ledger(plan.storage)
+    ledger = Ledger(plan.place)
     notes = []
     if arguments.cancel is not None:
         together = cancel(plan, ledger, arguments.cancel)

@@ -75,7 +75,7 @@ def _parser() -> Parser:
 def _sweep(arguments: argparse.Namespace) -> Answer:
     request = replace(sweep_request(arguments), other_code=_other_code(arguments))
     plan = make_plan(request, "describe" if arguments.dry_run else "run")
-    ledger = Ledger(plan.storage)
+    ledger = Ledger(plan.place)
     if arguments.dry_run:
         document = _document(plan, ledger, "dry_run", None, None)
         return Answer(0, {**document, "trainings": len(plan.trainings)}, describe(plan, ledger))
@@ -99,7 +99,9 @@ def _sweep(arguments: argparse.Namespace) -> Answer:
         return Answer(
             outcome.exit_status, _document(plan, ledger, outcome.status, None, outcome.error), "", outcome.error
         )
-    report = write_report(plan, ledger)["report.html"]
+    files = write_report(plan, ledger)
+    ledger.publish(files.values())
+    report = files["report.html"]
     document = _document(plan, ledger, outcome.status, report, outcome.error)
     text = f"\n{terminal_table(plan, ledger)}\n{closing_lines(plan, ledger, report)}"
     return Answer(outcome.exit_status, document, text, outcome.error)
@@ -179,7 +181,10 @@ def _model(plan: Plan, ledger: Ledger, entry: dict[str, Any]) -> str:
     if entry["run_id"] is None:
         return f'"{ledger.record(entry["identity"]).model}"'
     source = f'"runs:/{entry["run_id"]}/model"'
-    found_anyway = plan.tracking_uri == resolve_tracking_uri(None, resolve_storage(None))
+    try:
+        found_anyway = plan.tracking_uri == resolve_tracking_uri(None, resolve_storage(None))
+    except InputError:  # $DETSWEEP_STORAGE alone names no tracking server
+        found_anyway = False
     if found_anyway or without_secrets(plan.tracking_uri) != plan.tracking_uri:
         # A password is never shown; whoever has it finds the run by $MLFLOW_TRACKING_URI.
         return source

@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sync(arguments: argparse.Namespace) -> Answer:
     plan = make_plan(sweep_request(arguments), "read")
-    ledger = Ledger(plan.storage)
+    ledger = Ledger(plan.place)
     # A live driver writes the same runs: there must be one writer.
     with Lease(ledger.place, plan.key) as lease:
-        ledger = Ledger(plan.storage, lease.fence)
+        ledger = Ledger(plan.place, lease.fence)
         for row in plan.rows:
             record = ledger.record(row.identity, row.evaluations)
             if record.state == "running" and record.holder == plan.key:

@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from detector.data.store import locate
 from orchestrator.cancellation import is_cancelled
 from orchestrator.evaluation import EvaluationJob, evaluate_training
 from orchestrator.heartbeat import Watch, read_signs
@@ -120,6 +121,8 @@ def _trainer(assignment: Assignment, ledger: Ledger, launch: str) -> Any:
     gpus = assignment.gpus_per_worker
     # Its checkpoints of an earlier version; Ray Train would refuse to start where one has been removed.
     (ledger.training(assignment.identity) / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    place = ledger.place.shared("trainings")
+    filesystem, path = locate(place) if isinstance(place, str) else (None, str(place))
     return TorchTrainer(
         work,  # type: ignore[arg-type]
         train_loop_config={"assignment": assignment, "launch": launch},
@@ -132,7 +135,8 @@ def _trainer(assignment: Assignment, ledger: Ledger, launch: str) -> Any:
         ),
         run_config=api.RunConfig(
             name=assignment.identity,
-            storage_path=str(ledger.training(assignment.identity).parent),
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=api.FailureConfig(max_failures=0, controller_failure_limit=WAITS),
             callbacks=[TuneReportCallback()],
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(resources.cpus_per_worker)}},

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -234,6 +235,8 @@ def ensure_store(root: str | Path, split: str, folder: str | Path, *, digest: st
     Safe from several processes and machines at once: they take turns where the file system has locks, and in any case
     a store appears whole. InputError where the data no longer have ``digest``.
     """
+    if "://" in str(folder):
+        return _ensure_remote(root, split, f"{folder}/{digest}")
     path = Path(folder) / digest
     if is_store(path):
         return open_store(path)
@@ -256,6 +259,31 @@ def ensure_store(root: str | Path, split: str, folder: str | Path, *, digest: st
             f"{find_annotations(root, split)} or its images changed while they were being read; run the command again"
         )
     return store
+
+
+def _ensure_remote(root: str | Path, split: str, uri: str) -> Store:
+    """The store at ``uri``, made on this machine's disk first: who does the same meanwhile writes the same files."""
+    if not is_store(uri):
+        with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
+            made = Path(scratch) / uri.rsplit("/", 1)[1]
+            convert(root, split, made)
+            if open_store(made).digest != made.name:
+                raise InputError(
+                    f"{find_annotations(root, split)} or its images changed while they were being read; run the "
+                    "command again"
+                )
+            filesystem, path = locate(uri)
+            try:
+                for name in sorted(os.listdir(made), key=lambda name: name == "manifest.json"):
+                    pafs.copy_files(
+                        str(made / name),
+                        f"{path}/{name}",
+                        source_filesystem=pafs.LocalFileSystem(),
+                        destination_filesystem=filesystem,
+                    )
+            except OSError as error:
+                raise UnreachableError(f"{uri} can't be written ({error}); name a storage that can") from error
+    return open_store(uri)
 
 
 def _flat(column: pa.ListArray, width: int = 1) -> tuple[np.ndarray, np.ndarray]:

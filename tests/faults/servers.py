@@ -1,4 +1,4 @@
-"""A real MLflow server on this machine, and a proxy before it that fails in the ways that servers and networks do."""
+"""Real servers on this machine: MLflow, PostgreSQL, one that speaks S3; and a proxy that fails as networks do."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import contextlib
 import http.client
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -17,6 +19,9 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 STARTUP_S = 120.0
 
@@ -71,6 +76,66 @@ def mlflow_server(folder: Path, *, store: str | None = None, artifacts: str | No
     url = f"http://127.0.0.1:{port}"
     with running(command, f"{url}/health", folder / "server.log", MLFLOW_DISABLE_TELEMETRY="true", **environment):
         yield url
+
+
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path) -> Iterator[dict[str, str]]:
+    """The environment that leads to a server which speaks S3, with a bucket called detsweep."""
+    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed: pip install 'detsweep[s3]'")
+    pytest.importorskip("moto.server", reason="moto is not installed: pip install 'detsweep[dev]'")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    environment = S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": url, "XDG_CACHE_HOME": str(folder / "cache")}
+    with running(command, url, folder / "s3.log"):
+        keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+        boto3.client("s3", endpoint_url=url, **keys).create_bucket(Bucket="detsweep")
+        yield environment
+
+
+@contextlib.contextmanager
+def postgresql() -> Iterator[str]:
+    """The address of a database of its own; skipped where PostgreSQL isn't installed."""
+    places = [os.environ.get("PATH", ""), *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)]
+    path = os.pathsep.join(places)
+    initdb, server, createdb = (shutil.which(name, path=path) for name in ("initdb", "postgres", "createdb"))
+    if not (initdb and server and createdb):
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    pytest.importorskip("psycopg2", reason="psycopg2 is not installed: pip install 'detsweep[postgres]'")
+    # PostgreSQL refuses to be run by root.
+    user = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+    folder = Path(tempfile.mkdtemp(prefix="detsweep-postgres-"))
+    port = free_port()
+    try:
+        if user:
+            shutil.chown(folder, **user)
+        data = folder / "data"
+        options: dict[str, Any] = {"cwd": folder, **user}
+        command = [initdb, "-D", str(data), "-U", "detsweep", "--auth", "trust", "--no-sync"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **options)
+        command = [server, "-D", str(data), "-p", str(port), "-k", str(folder), "-h", "127.0.0.1", "-F"]
+        with (folder / "server.log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, **options)
+        try:
+            create = [createdb, "-h", "127.0.0.1", "-p", str(port), "-U", "detsweep", "mlflow"]
+            until = time.monotonic() + STARTUP_S
+            while subprocess.run(create, stderr=subprocess.DEVNULL).returncode:
+                assert time.monotonic() < until, (folder / "server.log").read_text()
+                time.sleep(0.2)
+            yield f"postgresql://detsweep@127.0.0.1:{port}/mlflow"
+        finally:
+            process.send_signal(signal.SIGINT)  # a fast shutdown
+            process.wait(60)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class FlakyProxy:

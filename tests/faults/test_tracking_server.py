@@ -26,7 +26,7 @@ from orchestrator.plan import Plan, PlannedRow
 from orchestrator.tracking import Tracker
 from tests.faults.servers import FlakyProxy, mlflow_server
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.long
 EVERY = 5
 NUMBERS = itertools.count()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 import uuid
@@ -17,33 +16,15 @@ from orchestrator import journal, lease, objects
 from orchestrator.ledger import Ledger
 from orchestrator.objects import ObjectStore
 from orchestrator.storage import open_storage
-from tests.faults.servers import free_port, running
-
-ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
+from tests.faults.servers import s3_server
 
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
     """The address of a bucket, to which the environment leads."""
-    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed: pip install 'detsweep[s3]'")
-    pytest.importorskip("moto.server", reason="moto is not installed: pip install 'detsweep[dev]'")
-    folder, port = tmp_path_factory.mktemp("s3"), free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        running(command, url, folder / "s3.log"),
-    ):
-        for key, value in ENVIRONMENT.items():
+    with pytest.MonkeyPatch.context() as patch, s3_server(tmp_path_factory.mktemp("s3")) as environment:
+        for key, value in environment.items():
             patch.setenv(key, value)
-        patch.setenv("AWS_ENDPOINT_URL", url)
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        boto3.client("s3").create_bucket(Bucket="detsweep")
         yield "s3://detsweep"
 
 
