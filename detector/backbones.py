@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 import torchvision
@@ -112,6 +113,11 @@ def build_backbone(config: ModelConfig) -> nn.Module:
     return ResNetBackbone(config)
 
 
+def channels_of(backbone: nn.Module) -> Sequence[int]:
+    """Channels of C3, C4 and C5."""
+    return cast(Sequence[int], backbone.channels)
+
+
 def load_pretrained(backbone: nn.Module, config: ModelConfig) -> None:
     """Loads the initial weights that ``config`` names into ``backbone``; random ones stay as they are.
 
@@ -149,7 +155,9 @@ def fetch_weights(config: ModelConfig) -> None:
         from detector.initial import read_whole
 
         read_whole(config.init)
-    elif config.weights != "none" and not config.backbone.startswith("timm:"):
+    elif config.backbone.startswith("timm:"):
+        load_pretrained(build_backbone(config), config)  # which also says whether there is such a network
+    elif config.weights != "none":
         _read_weights(config)
 
 
@@ -165,12 +173,17 @@ def _read_weights(config: ModelConfig) -> tuple[str, dict[str, Tensor]]:
                 f"({error}); put {Path(weights.url).name} there, give model.weights the path of a state dict, "
                 "or set model.weights: none to start from random weights"
             ) from error
-    path = Path(config.weights)
+    return config.weights, read_state(config.weights)
+
+
+def read_state(file: str) -> dict[str, Tensor]:
+    """The state dict in ``file``, a .safetensors or what torch saved; nothing in it is executed. Raises InputError."""
+    path = Path(file)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return str(path), load_file(path)
+            return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -180,4 +193,4 @@ def _read_weights(config: ModelConfig) -> tuple[str, dict[str, Tensor]]:
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"model.weights: {path} holds no state dict; save one by torch.save(model.state_dict(), path)")
-    return str(path), {key.removeprefix("module."): value for key, value in state.items()}
+    return {key.removeprefix("module."): value for key, value in state.items()}

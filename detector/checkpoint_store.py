@@ -126,9 +126,13 @@ class CheckpointStore:
             manifest = self._json(name, MANIFEST)
             if match and manifest is not None:
                 listed.append(_described(name, int(match[1]), manifest))
-            elif (step := self._json(name, "step.json")) is not None or match:
-                listed.append(Kept(name, step["step"] if step else int(match[1]) if match else 0, None, {}))
+            elif (step := self._former_step(name)) is not None or match:
+                listed.append(Kept(name, step if step is not None else int(match[1]) if match else 0, None, {}))
         return sorted(listed, key=lambda one: (one.step, one.name))
+
+    def _former_step(self, name: str) -> int | None:
+        step = (self._json(name, "step.json") or {}).get("step")
+        return step if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
 
     def _names(self) -> list[str]:
         found = self._filesystem.get_file_info(pafs.FileSelector(self._path, allow_not_found=True))
@@ -239,7 +243,7 @@ def write_manifest(folder: Path, step: int, ap: float | None) -> None:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    content = {"format": FORMAT, "step": step, "AP": ap, "files": files}
+    content: dict[str, Any] = {"format": FORMAT, "step": step, "AP": ap, "files": files}
     content["sha256"] = _own_digest(content)
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(json.dumps(content, indent=1) + "\n")

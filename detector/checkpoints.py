@@ -8,19 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from detector import __version__, command
 from detector.config import DataConfig, ModelConfig, PostprocessConfig
 from detector.data.coco import Category
+from detector.document import Loc
 from detector.errors import InputError
 from detector.origins import WEIGHTS
+from detector.refusals import checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,15 +97,28 @@ def read_description(folder: Path) -> tuple[ModelConfig, list[Category], DataCon
     path = folder / DESCRIPTION
     if not path.is_file():
         raise InputError(f"{folder} is no saved model: it has no {DESCRIPTION}; give the folder that holds both files")
+
+    def where(loc: Loc, text: str = "") -> str:
+        return str(path)
+
     try:
         description = json.loads(path.read_text())
         if description["format"] > FORMAT:
             raise InputError(f"{folder} was written by a newer version ({description['version']}); upgrade detsweep")
-        config = ModelConfig.model_validate(description["model"])
+        config = checked(ModelConfig, description["model"], where, what="model")
+        view = checked(DataConfig, description["input"], where, what="input")
         categories = [Category(entry["id"], entry["name"]) for entry in description["categories"]]
-        return config, categories, DataConfig.model_validate(description["input"])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise InputError(f"{path} doesn't describe a model: {error}") from error
+    except KeyError as error:
+        raise InputError(f"{path} doesn't describe a model: it has no {error}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} doesn't describe a model: {' '.join(str(error).split())}") from error
+    if config.norm is None:
+        raise InputError(
+            f"{path}: norm is null, but a saved model has one; write frozen_bn or gn there, as it was trained"
+        )
+    if not categories or not all(isinstance(entry.id, int) and isinstance(entry.name, str) for entry in categories):
+        raise InputError(f"{path}: categories must be a list of whole-number ids and names, one for each class")
+    return config, categories, view
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -136,9 +148,13 @@ def load_state(folder: Path) -> dict[str, Any]:
     import torch
 
     try:
-        return torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"the checkpoint {folder} is incomplete or damaged ({error}); remove it") from error
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not {"step", "network", "optimizer"} <= state.keys():
+            raise ValueError("it holds something else")
+    except Exception as error:  # a damaged pickle may raise anything
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"the checkpoint {folder} is incomplete or damaged ({reason}); remove it") from error
+    return state
 
 
 def write_json(path: Path, content: Any) -> None:

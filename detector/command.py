@@ -54,6 +54,13 @@ def read_plugins(arguments: argparse.Namespace) -> list[Plugin]:
     return [read_plugin(Path(file).expanduser(), f"--plugin {file}", named=file) for file in arguments.plugin]
 
 
+def check_folder(path: Path, option: str) -> None:
+    """Raises InputError where ``path``, given as ``option``, can't become a folder; makes nothing."""
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists() or place.is_symlink())
+    if not nearest.is_dir():
+        raise InputError(f"{option} {path} can't be a folder: {nearest} is a file; name another")
+
+
 def output_folder(path: Path) -> Path:
     """``path``, made if need be. Raises UnreachableError where that can't be a folder to write into."""
     try:

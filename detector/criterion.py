@@ -9,6 +9,7 @@ Legend: N images, G boxes in an image (padded), A anchors in all levels, S candi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -101,7 +102,7 @@ class Targets:
     totals: Totals
 
 
-class Criterion:
+class Criterion(ABC):
     """Losses of a head. Holds no parameters.
 
     A head's own criterion overrides ``weights`` and ``losses``, and what else differs.
@@ -192,12 +193,12 @@ class Criterion:
         totals = Totals(torch.stack([value.float() for value in sums]))
         return replace(found, weight=weight, initial_weight=initial, totals=totals)
 
+    @abstractmethod
     def losses(self, outputs: HeadOutputs, targets: Targets, totals: Totals) -> dict[str, Tensor]:
         """Scalar losses as they enter the sum: this micro-batch's part, over the global ``totals``.
 
         Every output takes part, with gradient zero where there is no positive.
         """
-        raise NotImplementedError
 
     def classification(self, outputs: HeadOutputs, targets: Targets) -> Tensor:
         """(N,): the classification loss of each image, summed over its anchors and classes."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +19,12 @@ from detector import distributed
 from detector.config import DataConfig
 from detector.data.loader import evaluation_batches
 from detector.data.store import Store
+from detector.detections import Detections
 from detector.model import Detector
+from detector.pictures import Picture
+from detector.prediction import Options, find
 from detector.progress import Progress
+from detector.timing import TIMED, device_name, inference_ms
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -35,7 +38,9 @@ class Evaluation:
     per_class: list[dict[str, Any]] = field(default_factory=list)
     """One entry a category: id, name, AP, AP50, boxes."""
     detections: list[dict[str, Any]] = field(default_factory=list)
-    """Entries of a COCO results file, in the order of the split."""
+    """Entries of a COCO results file, in the order of the split; of categories that the split lists."""
+    device: str = ""
+    """What ``inference_ms`` was measured on."""
 
 
 def evaluate(
@@ -46,75 +51,101 @@ def evaluate(
     batch_size: int = 1,
     loader_workers: int = 0,
     label: str = "",
+    options: Options | None = None,
     tell: Callable[[], None] = lambda: None,
     alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Evaluation:
     """Runs ``model`` on all images of ``store`` and compares with its annotations.
 
-    Calls ``tell`` after every batch, and is inside ``alone()`` while rank 0 compares and the others wait.
+    Calls ``tell`` after every image, and is inside ``alone()`` while rank 0 compares and the others wait.
 
     All processes of the default group take part, each with its share, and all get the result's metrics; per class
-    figures and detections are rank 0's. A split without annotations has detections and no figures.
+    figures and detections are rank 0's. A split without annotations has detections and no figures. ``options`` None is
+    the model's own recipe. ``inference_ms`` is measured apart, on rank 0 and one image at a time.
     """
     began = time.perf_counter()
-    found, milliseconds = _detect(model, store, data, batch_size, loader_workers, label, tell)
-    gathered = distributed.gather((found, milliseconds))
+    options = options or Options(max_detections=model.config.postprocess.max_detections)
+    detected = _in_batches(model, store, data, batch_size, loader_workers, options)
+    if not options.one_view:
+        detected = _in_views(model, store, data, options)
+    share = len(range(distributed.rank(), len(store), distributed.world_size()))
+    progress = Progress(share, label) if distributed.rank() == 0 and label else None
+    found: dict[int, list[dict[str, Any]]] = {}
+    wanted = {category.id for category in store.categories}
+    for index, seen in detected:
+        image_id = int(store.image_ids[index])
+        found[image_id] = [row for row in seen.to_coco(image_id) if row["category_id"] in wanted]
+        if progress:
+            progress.update(len(found))
+        tell()
+    if progress:
+        progress.close()
+    gathered = distributed.gather(found)
     if distributed.rank() != 0:
         return Evaluation(distributed.broadcast(None))
     with alone():
-        entries = {image: rows for part, _ in gathered for image, rows in part.items()}
+        entries = {image: rows for part in gathered for image, rows in part.items()}
         detections = [row for image in store.image_ids.tolist() for row in entries[image]]
         figures, per_class = coco_figures(store.coco_annotations(), detections) if store.has_annotations else ({}, [])
-    times = [value for _, part in gathered for value in part]
-    metrics: dict[str, float | None] = {
-        **figures,
-        "inference_ms": statistics.median(times) if times else None,
-        "eval_seconds": time.perf_counter() - began,
-    }
-    return Evaluation(distributed.broadcast(metrics), per_class, detections)
+        seconds = time.perf_counter() - began
+        metrics: dict[str, float | None] = {
+            **figures,
+            "inference_ms": inference_ms(model, _sample(store), data, options),
+            "eval_seconds": seconds,
+        }
+    return Evaluation(distributed.broadcast(metrics), per_class, detections, device_name(model.device))
 
 
-def _detect(
-    model: Detector,
-    store: Store,
-    data: DataConfig,
-    batch_size: int,
-    loader_workers: int,
-    label: str,
-    tell: Callable[[], None],
-):
-    """This process' share: COCO entries by image id, and milliseconds an image of each batch after the first."""
-    rank, world = distributed.rank(), distributed.world_size()
+def _in_batches(
+    model: Detector, store: Store, data: DataConfig, batch_size: int, loader_workers: int, options: Options
+) -> Iterator[tuple[int, Detections]]:
+    """This process' share: positions in the store, and what is found there in pixels of the original image."""
     batches = evaluation_batches(
-        store, data, rank=rank, world_size=world, batch_size=batch_size, loader_workers=loader_workers
+        store,
+        data,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        batch_size=batch_size,
+        loader_workers=loader_workers,
     )
-    progress = Progress(len(range(rank, len(store), world)), label or "evaluation") if rank == 0 and label else None
-    found: dict[int, list[dict[str, Any]]] = {}
-    milliseconds: list[float] = []
     was_training = model.training
     model.eval()
-    for count, batch in enumerate(batches):
-        batch = batch.to(model.device)
-        began = time.perf_counter()
-        with torch.inference_mode():
-            outputs = model.network(model.normalise(batch.images, batch.sizes))
-            rows = zip(
-                batch.indices.tolist(), batch.sizes.tolist(), model.postprocess(outputs, batch.sizes), strict=True
-            )
-            for index, (height, width), detections in rows:
+    overrides: dict[str, Any] = {
+        "max_detections": options.max_detections,
+        "min_score": options.score_threshold,
+        "class_agnostic": options.class_agnostic,
+    }
+    try:
+        for batch in batches:
+            batch = batch.to(model.device)
+            with torch.inference_mode():
+                pixels = model.normalise(batch.images, batch.sizes)
+                with torch.autocast(model.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
+                    outputs = model.network(pixels)
+                found = model.postprocess(outputs, batch.sizes, **overrides)
+            places = zip(batch.indices.tolist(), batch.sizes.tolist(), found, strict=True)
+            for index, (height, width), detections in places:
                 original_height, original_width = store.sizes[index].tolist()
-                scaled = detections.scaled(original_width / width, original_height / height)
-                image_id = int(store.image_ids[index])
-                found[image_id] = scaled.to_coco(image_id)
-        if count:
-            milliseconds.append((time.perf_counter() - began) * 1000 / len(batch.indices))
-        tell()
-        if progress:
-            progress.update(len(found))
-    if progress:
-        progress.close()
-    model.train(was_training)
-    return found, milliseconds
+                yield index, detections.scaled(original_width / width, original_height / height)
+    finally:
+        model.train(was_training)
+
+
+def _in_views(model: Detector, store: Store, data: DataConfig, options: Options) -> Iterator[tuple[int, Detections]]:
+    """As ``_in_batches``, each image seen several times."""
+    for index in range(distributed.rank(), len(store), distributed.world_size()):
+        yield index, find(model, [_picture(store, index)], data, options)[0]
+
+
+def _picture(store: Store, index: int) -> Picture:
+    height, width = store.sizes[index].tolist()
+    return Picture(store.image(index), (height, width))
+
+
+def _sample(store: Store) -> list[Picture]:
+    """Images from all over the split."""
+    places = np.linspace(0, len(store) - 1, min(TIMED, len(store))).round().astype(int)
+    return [_picture(store, index) for index in places.tolist()]
 
 
 def coco_figures(

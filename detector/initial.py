@@ -108,17 +108,18 @@ def start_from(model: Detector) -> None:
     new = [key for key in wanted if key not in taken]
     # Predicted sampling points begin at the plain ones, unless the file has better.
     lost = [key for key in new if key.startswith("backbone.") and ".offset." not in key]
-    if lost:
-        theirs, ours = whole.config, model.config
+    theirs, ours = whole.config, model.config
+    if lost or theirs.norm != ours.norm:
+        count = f": {len(lost)} tensors don't fit, such as {lost[0]}" if lost else ""
         raise InputError(
             f"model.init: the backbone of {source} is {theirs.backbone} with {theirs.norm}, and model.backbone is "
-            f"{ours.backbone} with model.norm {ours.norm}: {len(lost)} tensors don't fit, such as {lost[0]}; "
-            f"set model.backbone: {theirs.backbone} and model.norm: {theirs.norm}"
+            f"{ours.backbone} with model.norm {ours.norm}{count}; set model.backbone: {theirs.backbone} and "
+            f"model.norm: {theirs.norm}"
         )
     model.network.load_state_dict(taken, strict=False)
     if distributed.rank() == 0:
         skipped = [*(key for key in whole.tensors if key not in taken), *whole.unknown]
-        print("\n".join(_report(source, whole.config, model.config, taken, skipped, new)), file=sys.stderr)
+        print("\n".join(_report(source, theirs, ours, taken, skipped, new)), file=sys.stderr)
 
 
 def _other_classes(theirs: Sequence[Category], ours: Sequence[Category]) -> bool:

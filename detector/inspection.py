@@ -63,5 +63,5 @@ def _model(config: ModelConfig, names: list[str]) -> list[str]:
 
 def _text(value: object) -> str:
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]  # type: ignore[index]
+        return {None: "null", True: "true", False: "false"}[value]
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

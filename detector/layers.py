@@ -45,7 +45,7 @@ class DeformableConv(nn.Module):
     """A 3x3 deformable convolution that predicts its own sampling points, padded so that it keeps the size at stride 1.
 
     ``modulated`` also predicts a factor for every point (Zhu et al., Deformable ConvNets v2, CVPR 2019); without it is
-    v1 (Dai et al., ICCV 2017). ``offset`` gives 18 channels, y and x of the nine points in turn, then 9 for the factors.
+    v1 (Dai et al., ICCV 2017). ``offset`` gives 18 channels, y and x of the nine points in turn, then 9 of factors.
     """
 
     def __init__(
@@ -88,5 +88,3 @@ def sample_convolved(
         return deform_conv2d(
             features.float().contiguous(), offset.float(), weight.float(), bias, stride=stride, padding=1, mask=mask
         )
-
-

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.assigners import build_assigner
-from detector.backbones import build_backbone, load_pretrained
+from detector.backbones import build_backbone, channels_of, load_pretrained
 from detector.config import DataConfig, ModelConfig, PostprocessConfig, Resize
 from detector.data.coco import Category
 from detector.detections import Detections
@@ -29,7 +29,7 @@ class Network(nn.Module):
             torch.manual_seed(3 * seed)
             self.backbone = build_backbone(config)
             torch.manual_seed(3 * seed + 1)
-            self.neck = build_neck(config.neck, self.backbone.channels)
+            self.neck = build_neck(config.neck, channels_of(self.backbone))
             torch.manual_seed(3 * seed + 2)
             self.head = build_head(config, num_classes=num_classes)
 
@@ -77,7 +77,7 @@ class Detector(nn.Module):
         return DataConfig(short_side=self.short_side, long_side=self.long_side, resize=self.resize)
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Padded RGB images (N, 3, H, W) of 0 to 255 with sizes (N, 2), (height, width) -> float32, 0 in the padding."""
+        """Padded RGB images (N, 3, H, W) of 0 to 255, of sizes (N, 2), (height, width) -> float32, 0 in the padding."""
         images = images.flip(1) if self.config.pixels.order == "bgr" else images
         pixels = (images.float() - self.pixel_mean) / self.pixel_std
         rows = torch.arange(images.shape[-2], device=images.device) < sizes[:, :1]
@@ -125,6 +125,12 @@ class Detector(nn.Module):
         from detector.prediction import predict
 
         return predict(self, images, **options)
+
+    def export(self, path: Any, **options: Any) -> Any:
+        """Writes an ONNX graph from pixels to boxes; see ``detector.export.export``."""
+        from detector.export import export
+
+        return export(self, path, **options)
 
 
 def memory_format(config: ModelConfig) -> torch.memory_format:

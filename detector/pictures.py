@@ -1,4 +1,4 @@
-"""Images as people hand them over, as RGB pixels: files, PIL images, arrays and tensors, and what none of them may be."""
+"""Images as people hand them over, as RGB pixels: files, PIL images, arrays and tensors, and what isn't one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from detector.errors import InputError
 if TYPE_CHECKING:
     from os import PathLike
 
-    ImageLike = str | PathLike[str] | Image.Image | np.ndarray | Tensor | "Picture"
+    ImageLike: TypeAlias = "str | PathLike[str] | Image.Image | np.ndarray | Tensor | Picture"
 
 # Images of more pixels are reduced by a whole factor while they are read. The network sees far fewer anyway.
 LARGE = 2**25

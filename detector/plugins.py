@@ -105,6 +105,8 @@ def read_plugin(path: Path, origin: str, *, named: str | None = None) -> Plugin:
         )
     try:
         source = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{origin}: there is no plug-in {file}; correct the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{origin}: the plug-in {file} can't be read as UTF-8 text ({error})") from None
     try:

@@ -34,7 +34,8 @@ def detections(
 
     ``criterion`` knows the anchors and how boxes are coded; ``image_sizes``: (height, width) of each image before
     padding. Scores above ``config.score_threshold`` enter; ``min_score`` also bounds the scores that are returned (and
-    lets lower ones enter, where it is the lower of the two). With ``class_agnostic`` boxes of all classes suppress each other.
+    lets lower ones enter, where it is the lower of the two). With ``class_agnostic`` boxes of all classes suppress each
+    other.
     """
     found = candidates(outputs, criterion, image_sizes, categories, config, min_score=min_score)
     return [survivors(each, config, class_agnostic=class_agnostic) for each in found]

@@ -29,8 +29,10 @@ from detector.postprocess import candidates, survivors
 if TYPE_CHECKING:
     from detector.pictures import ImageLike
 
-# Views of equal padded size go through the network together, up to this many pixels at once.
-PIXELS_AT_ONCE = 4 * 800 * 1344
+# Views of equal padded size go through the network together, up to this many pixels at once; one by one on a CPU, which
+# gains nothing by batches.
+PIXELS_AT_ONCE = {"cpu": 0}
+PIXELS_AT_ONCE_ELSEWHERE = 4 * 800 * 1344
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -109,7 +111,7 @@ def predict(
         scales=scales,  # type: ignore[arg-type]
         precision=precision,
     )
-    if not isinstance(images, list | tuple):
+    if isinstance(images, Picture) or not isinstance(images, list | tuple):
         return find(model, [read_picture(images)], model.input, options)[0]  # type: ignore[arg-type]
     return find(model, (read_picture(image, f"images[{n}]") for n, image in enumerate(images)), model.input, options)
 
@@ -160,6 +162,7 @@ class _Search:
         recipe = model.config.postprocess.model_dump()
         self.config = PostprocessConfig.model_validate(recipe | {"max_detections": options.max_detections})
         self.views = views(data, options)
+        self.at_once = PIXELS_AT_ONCE.get(model.device.type, PIXELS_AT_ONCE_ELSEWHERE)
         self.sizes: list[tuple[int, int]] = []
         self.found: dict[int, Detections] = {}
         # GroupNorm sees padding, so only views of equal padded size share a batch: the batch then changes nothing.
@@ -180,7 +183,7 @@ class _Search:
             group = self._waiting.setdefault(shape, [])
             group.append(_Seen(place, number, apply(plan, picture.pixels, *nothing)[0]))
             self._frames.setdefault(place, size)
-            if (len(group) + 1) * shape[0] * shape[1] > PIXELS_AT_ONCE:
+            if (len(group) + 1) * shape[0] * shape[1] > self.at_once:
                 self._run(shape)
 
     def results(self) -> list[Detections]:

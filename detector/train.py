@@ -78,6 +78,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     rehearse(config)
     output = arguments.output or Path("runs") / f"{arguments.recipe}-{Path(arguments.root).resolve().name}"
+    command.check_folder(output, "--output")
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
@@ -140,6 +141,8 @@ def _config(
         rate = usual.learning_rate * batch / usual.batch_size
         data.append(Setting("schedule.recipe_batch_size", batch, "the default"))
         data.append(Setting("schedule.learning_rate", rate, "the default"))
+    if not given & {"resources.loader_workers", "resources.cpus_per_worker"}:
+        data.append(Setting("resources.loader_workers", _loader_workers(), "the default"))
     config = resolve([recipe, data, settings], plugins)
     for plugin in plugins:
         if plugin not in config.plugins:
@@ -149,6 +152,12 @@ def _config(
                 f"--set model.{kind}.name={plugin.name}, or leave the plug-in out"
             )
     return config
+
+
+def _loader_workers() -> int:
+    """One CPU for the training itself, up to four for reading; the processes of one machine share them."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(4, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
 
 
 def _has_split(root: Path, split: str) -> bool:
@@ -192,7 +201,15 @@ def _keep_configuration(output: Path, config: TrainingConfig, digests: list[str]
 def _cut_journal(path: Path, step: int) -> None:
     """Leaves what the journal says up to ``step``: what came after the checkpoint is done again."""
     lines = path.read_text().splitlines() if path.is_file() else []
-    path.write_text("".join(f"{line}\n" for line in lines if line.endswith("}") and json.loads(line)["step"] <= step))
+    path.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the journal; that of a line cut short is beyond all others."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def _say(config: TrainingConfig, train_images: int, val_images: int, device: Any, output: Path) -> None:

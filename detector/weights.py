@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from detector.config import ModelConfig
@@ -37,6 +38,11 @@ def resolve_weights(config: ModelConfig) -> ModelConfig:
 
     Raises InputError when a file doesn't exist, or no ImageNet weights are published for the backbone.
     """
+    if config.backbone.startswith("timm:") and find_spec("timm") is None:
+        raise InputError(
+            f"model.backbone is {config.backbone}, but timm is not installed; pip install 'detsweep[timm]', or choose "
+            "one of torchvision's, such as r50"
+        )
     if config.init is not None:
         from detector.initial import resolve_init
 
@@ -53,9 +59,9 @@ def resolve_weights(config: ModelConfig) -> ModelConfig:
     if weights not in ("imagenet", "none"):
         path = Path(weights).expanduser().absolute()
         if not path.is_file():
+            state = "that is no file" if path.exists() else "there is no such file"
             raise InputError(
-                f"model.weights names {weights}, and there is no such file; "
-                "give the path of a state dict, imagenet, none or auto"
+                f"model.weights names {weights}, and {state}; give the path of a state dict, imagenet, none or auto"
             )
         weights = str(path)
     norm = config.norm or ("gn" if weights == "none" else "frozen_bn")

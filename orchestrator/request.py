@@ -108,4 +108,5 @@ def command_line(module: str, request: SweepRequest) -> str:
 
 
 def absolute(path: str) -> str:
+    """``path`` made absolute against the working directory; an address stays as it is."""
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))

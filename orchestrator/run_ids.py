@@ -1,6 +1,6 @@
 """MLflow's run ids, kept with each sweep so that a row's run is found again.
 
-    STORAGE/sweeps/KEY/runs.json   {"parent": run id, "rows": {"ROW": {"SEED": run id}}}
+STORAGE/sweeps/KEY/runs.json   {"parent": run id, "rows": {"ROW": {"SEED": run id}}}
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from orchestrator.worker import Assignment
 
 
-TUNE_END_S = 15.0
+TUNE_END_S = 60.0
 """Tune looks at least this often whether it is to end; as a rule ten times a second."""
 
 
@@ -95,8 +95,8 @@ def run_sweep(
             where = error.filename or ledger.address
             return SweepOutcome(
                 "unreachable",
-                f"the storage can't be used ({error.strerror or error}: {where}); what is in it is intact: make room or "
-                "give write permission, and run the same command again",
+                f"the storage can't be used ({error.strerror or error}: {where}); what is in it is intact: make room "
+                "or give write permission, and run the same command again",
                 4,
             )
         except Interrupted as stop:

@@ -129,9 +129,9 @@ def refuse_other_code(plan: Plan) -> None:
 def fetch_initial_weights(plan: Plan) -> None:
     """Raises InputError, before anything is started, where pretrained weights that a row asks for can't be had."""
     models = {
-        (c.model.backbone, c.model.weights, c.model.init): c.model
+        (c.model.backbone, c.model.weights, c.model.init, c.model.norm, c.model.pixels): c.model
         for c in plan.trainings.values()
-        if c.model.weights != "none" or c.model.init is not None
+        if c.model.weights != "none" or c.model.init is not None or c.model.backbone.startswith("timm:")
     }
     if models:
         from detector.backbones import fetch_weights

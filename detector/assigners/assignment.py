@@ -39,7 +39,9 @@ class Assignment:
 
 
 def padded(gt_boxes: Sequence[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
-    """N tensors (G_i, 4) -> (N, G, 4) of ``like``'s type and device, at least one a image, and which are real (N, G)."""
+    """N tensors (G_i, 4) -> (N, G, 4) of the type and on the device of ``like``, G at least 1, and which of them are
+    real (N, G).
+    """
     boxes = pad_sequence([b.detach().to(like).reshape(-1, 4) for b in gt_boxes], batch_first=True)
     if boxes.shape[1] == 0:
         boxes = boxes.new_zeros(len(gt_boxes), 1, 4)

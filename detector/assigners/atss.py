@@ -105,7 +105,9 @@ def _check_shapes(anchors: Tensor, gt_boxes: Sequence[Tensor], predicted_boxes: 
         raise ValueError("gt_boxes is empty; give a tensor (G, 4) for each image, (0, 4) where there are no boxes")
     for image, boxes in enumerate(gt_boxes):
         if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise ValueError(f"gt_boxes[{image}] has shape {tuple(boxes.shape)}; (G, 4) is needed, (0, 4) without boxes")
+            raise ValueError(
+                f"gt_boxes[{image}] has shape {tuple(boxes.shape)}; (G, 4) is needed, (0, 4) without boxes"
+            )
     expected = (len(gt_boxes), *anchors.shape)
     if predicted_boxes is not None and tuple(predicted_boxes.shape) != expected:
         raise ValueError(f"predicted_boxes have shape {tuple(predicted_boxes.shape)}; (N, A, 4) is {expected} here")

@@ -52,7 +52,9 @@ class FCOSAssigner:
         strides = torch.tensor(STRIDES[: len(counts)], dtype=anchors.dtype)
         lower, upper = NEAREST * strides, FARTHEST * strides
         lower[0], upper[-1] = 0.0, float("inf")
-        stride, lower, upper = (value.repeat_interleave(repeats).to(anchors.device) for value in (strides, lower, upper))
+        stride, lower, upper = (
+            value.repeat_interleave(repeats).to(anchors.device) for value in (strides, lower, upper)
+        )
 
         boxes, real = padded(gt_boxes, anchors)
         points = centers(anchors)

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-_PLAIN: dict[signal.Signals, Any] = {
+PLAIN: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGHUP: signal.SIG_DFL,
 }
+"""The handlers of a Python process in which nobody has installed others."""
 
 
 @contextlib.contextmanager
@@ -25,7 +26,7 @@ def ends_in_order() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ours = [number for number, handler in _PLAIN.items() if signal.getsignal(number) == handler]
+    ours = [number for number, handler in PLAIN.items() if signal.getsignal(number) == handler]
     asked = False
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -41,4 +42,4 @@ def ends_in_order() -> Iterator[None]:
         yield
     finally:
         for number in ours:
-            signal.signal(number, _PLAIN[number])
+            signal.signal(number, PLAIN[number])

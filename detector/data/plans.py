@@ -52,7 +52,9 @@ class ImagePlan:
         return self.window != (0, 0, *self.source_size)
 
 
-def resized_size(size: tuple[int, int], short_side: int, long_side: int, resize: Resize = "antialias") -> tuple[int, int]:
+def resized_size(
+    size: tuple[int, int], short_side: int, long_side: int, resize: Resize = "antialias"
+) -> tuple[int, int]:
     """Size after bringing the shorter side to ``short_side``, or the longer one to ``long_side`` if that is smaller.
 
     ``resize``, as in DataConfig, says how the other side is rounded.

@@ -18,7 +18,8 @@ def apply(
     plan: ImagePlan, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """image (H, W, 3) uint8, boxes (G, 4) in its pixels, labels (G,)
-    -> (3, H', W') uint8 (float32 of 0 to 255 with "torchvision" resizing), boxes (G', 4) float32 in the new pixels and inside them, labels (G',) int64.
+    -> (3, H', W') uint8 (float32 of 0 to 255 with "torchvision" resizing),
+    boxes (G', 4) float32 in the new pixels and inside them, labels (G',) int64.
     """
     top, left, height, width = plan.window
     window = torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1)

@@ -124,7 +124,9 @@ def _read(layout: Layout, tensors: dict[str, Tensor], source: str) -> Reading:
     with torch.device("meta"):
         wanted = Network(config, rows, seed=0).state_dict()
     state: dict[str, Tensor] = {}
-    used, missing, misshapen = set(), [], []
+    used: set[str] = set()
+    missing: list[str] = []
+    misshapen: list[str] = []
     for key, target in wanted.items():
         names = layout.names(key, config)
         used.update(names)

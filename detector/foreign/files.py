@@ -71,7 +71,8 @@ def _unpickled(path: Path) -> Any:
         objects = f" ({named[1] or named[2]})" if named else ""
         raise InputError(
             f"{path} holds pickled objects{objects}, which run code when they are read, so it is refused; if you trust "
-            f"it, keep its tensors alone: torch.save(torch.load({str(path)!r}, weights_only=False)['state_dict'], FILE)"
+            f"it, keep the tensors alone: torch.save(torch.load({str(path)!r}, weights_only=False)['state_dict'], FILE)"
+            " (or ['model'], where they lie under that)"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
         raise InputError(f"{path} is truncated or damaged; fetch it again") from error

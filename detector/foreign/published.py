@@ -81,16 +81,29 @@ def is_published(source: str) -> bool:
 
 def find_published(name: str) -> Published:
     """The file called ``name``, such as "mmdet:atss_r50_fpn_1x_coco". Raises InputError for an unknown one."""
-    if name in PUBLISHED:
-        return PUBLISHED[name]
+    if (known := _formerly(name)) in PUBLISHED:
+        return PUBLISHED[known]
     if name.startswith("gflv2:"):
         raise InputError(
             f"{name}: GFLV2's files lie behind a page that only a browser opens; fetch one by the links of the README "
             "of implus/GFocalV2, and give its path"
         )
-    # mmdetection 3 calls the same configurations by other names.
     near = difflib.get_close_matches(name, PUBLISHED, n=3, cutoff=0.3) or sorted(PUBLISHED)[:3]
     raise InputError(f"there is no published detector {name}; did you mean {', '.join(near)}?")
+
+
+def _formerly(name: str) -> str:
+    """The name under which a file was published of a configuration that mmdetection 3 calls ``name``.
+
+    >>> _formerly("mmdet:gfl_x101-32x4d-dconv-c4-c5_fpn_ms-2x_coco")
+    'mmdet:gfl_x101_32x4d_fpn_dconv_c4-c5_mstrain_2x_coco'
+    """
+    found = re.fullmatch(r"(mmdet:\w+?)_([rx]\d+)(-\d+x4d)?(?:-(m?dconv)-(c\d-c\d))?_fpn_ms-2x_coco", name)
+    if found is None:
+        return name
+    family, depth, width, deformable, stages = found.groups()
+    parts = [family, depth + (width or "").replace("-", "_"), "fpn", deformable, stages, "mstrain_2x_coco"]
+    return "_".join(part for part in parts if part)
 
 
 def fetch_published(name: str) -> Path:

@@ -14,9 +14,9 @@ from detector.anchors import STRIDES, Grid
 from detector.boxes import decode
 from detector.config import ModelConfig
 from detector.criterion import Criterion, Targets, Totals, centerness, masked_sum
-from detector.outputs import HeadOutputs
 from detector.layers import initialise, initialise_prior, tower
 from detector.losses import giou_loss
+from detector.outputs import HeadOutputs
 
 BOX_LOSS_WEIGHT = 2.0
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from detector.boxes import around, centers
 from detector.config import ModelConfig
 from detector.criterion import Criterion, Targets, Totals, centerness, masked_sum
-from detector.outputs import HeadOutputs
 from detector.layers import initialise, initialise_prior, tower
 from detector.losses import giou_loss
+from detector.outputs import HeadOutputs
 
 
 class FCOSHead(nn.Module):

@@ -14,9 +14,9 @@ from detector.anchors import STRIDES, Grid
 from detector.boxes import around, centers, distances
 from detector.config import ModelConfig
 from detector.criterion import Criterion, Targets, Totals, masked_sum
-from detector.outputs import HeadOutputs, flatten, gather
 from detector.layers import initialise, initialise_prior, tower
 from detector.losses import distribution_focal_loss, giou_loss
+from detector.outputs import HeadOutputs, flatten, gather
 
 # A distance is between 0 and 16 strides: 17 bins a side, channel side * 17 + bin, sides left, top, right, bottom.
 LARGEST = 16

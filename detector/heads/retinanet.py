@@ -14,8 +14,8 @@ from detector.anchors import anchors_per_location
 from detector.boxes import decode, encode
 from detector.config import ModelConfig
 from detector.criterion import Criterion, Targets, Totals
-from detector.outputs import HeadOutputs, flatten, gather
 from detector.layers import initialise, initialise_prior
+from detector.outputs import HeadOutputs, flatten, gather
 
 UNIT_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 

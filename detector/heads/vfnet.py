@@ -15,9 +15,9 @@ from detector.anchors import STRIDES, Grid
 from detector.boxes import around, centers, elementwise_iou
 from detector.config import ModelConfig
 from detector.criterion import Criterion, Targets, Totals, masked_sum
-from detector.outputs import HeadOutputs, RefinedOutputs, flatten, gather
 from detector.layers import initialise, initialise_prior, sample_convolved, tower
 from detector.losses import giou_loss
+from detector.outputs import HeadOutputs, RefinedOutputs, flatten, gather
 
 # Initial distances are exp(...) times this many pixels, by level.
 DENOMINATORS = (64.0, 128.0, 256.0, 512.0, 1024.0)

@@ -255,5 +255,5 @@ def test_shapes_that_do_not_fit_are_said(gt_boxes, predicted, words):
 
 @pytest.mark.parametrize("topk", ["9", 1.5, 0, True])
 def test_topk_is_a_whole_number(topk):
-    with pytest.raises(ValueError, match="topk is .*whole number"):
+    with pytest.raises(ValueError, match=r"topk is .*whole number"):
         ATSSAssigner(topk=topk)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
+import torch
 from PIL import Image
 
 import detector
 from detector import evaluate, predict, train
+from detector.checkpoints import save_model
 from detector.data.synthetic import generate
+from detector.evaluation import FIGURES
 from tests.detector.conftest import GENERATED
 
 SMALL = [
@@ -34,6 +39,20 @@ def trained(root, tmp_path_factory):
     status = train.main([str(root), *SMALL, "--set", "schedule.iterations=6", "--output", str(output)])
     assert status == 0
     return output
+
+
+@pytest.fixture(scope="module")
+def talking(trained, root, tmp_path_factory):
+    """The trained model with class scores spread out, so that it finds things, and what it finds in the split "val"."""
+    folder = tmp_path_factory.mktemp("talking")
+    model = detector.load(trained / "model", device="cpu")
+    with torch.no_grad():
+        model.network.head.class_logits.bias.add_(3.0)
+        model.network.head.class_logits.weight.mul_(20.0)
+    save_model(model, folder / "model")
+    arguments = [str(folder / "model"), "--data", str(root), "--split", "val", "--out", str(folder / "out")]
+    assert evaluate.main(arguments) == 0
+    return folder
 
 
 def test_a_training_leaves_its_model_and_results(trained, root):
@@ -72,7 +91,7 @@ def test_changed_data_is_not_continued_on(root, tmp_path, capsys):
 
 
 def test_a_loss_that_is_not_finite_is_one_sentence(root, tmp_path, capsys):
-    wrong = ["--set", "schedule.iterations=8", "--set", "schedule.learning_rate=1e18"]
+    wrong = ["--set", "schedule.iterations=8", "--set", "schedule.learning_rate=1000"]
     assert train.main([str(root), *SMALL, *wrong, "--output", str(tmp_path)]) == 3
     assert "error: the loss is no longer finite at step" in capsys.readouterr().err
 
@@ -89,12 +108,71 @@ def test_it_ends_with_the_command_that_predicts(trained, root, tmp_path, capsys)
     assert set(rows[0]) == {"image_id", "category_id", "bbox", "score", "file_name"}
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("step.json", b"garbage", "is incomplete or damaged (step.json: "),
+        ("step.json", b'{"step": "six"}', "is incomplete or damaged (step.json: step is 'six')"),
+        ("step.json", b"[]", "is incomplete or damaged (step.json: "),
+        ("state.pt", b"garbage", "is incomplete or damaged ("),
+        ("state.pt", b"", "is incomplete or damaged ("),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence(trained, root, tmp_path, capsys, name, content, sentence):
+    output = tmp_path / "run"
+    shutil.copytree(trained, output)
+    (output / "checkpoints" / "step_00000006" / name).write_bytes(content)
+    (output / "journal.jsonl").open("a").write('{"step": 7, "loss}\n7}\n')
+    assert train.main([str(root), *SMALL, "--set", "schedule.iterations=6", "--output", str(output)]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert sentence in said[0]
+    assert said[0].endswith("; remove it")
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/run"])
+def test_a_file_where_the_training_should_go_is_refused(root, tmp_path, capsys, place):
+    (tmp_path / "taken").write_text("mine")
+    assert train.main([str(root), *SMALL, "--output", str(tmp_path / place)]) == 2
+    assert "taken is a file; name another" in capsys.readouterr().err
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("weights", ["/dev/null", "/tmp", "nowhere.pth"])
+def test_weights_that_are_no_file_are_refused(root, tmp_path, capsys, weights):
+    arguments = [str(root), *SMALL, "--set", f"model.weights={weights}", "--output", str(tmp_path / "run")]
+    assert train.main(arguments) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: model.weights names {weights}, and th")
+    assert said.endswith("give the path of a state dict, imagenet, none or auto")
+
+
+def test_images_are_read_by_the_cpus_that_are_left(root, monkeypatch):
+    from detector.keys import read_settings
+    from detector.recipes import model_config
+
+    def workers(cpus, *given):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cpus))
+        model = model_config("dynamic_atss_r18").model_dump(mode="json")
+        resources = train._config(model, str(root), read_settings(given, {})).resources
+        return resources.loader_workers
+
+    assert [workers(cpus) for cpus in (1, 2, 5, 64)] == [0, 1, 4, 4]
+    assert workers(64, "resources.loader_workers=7") == 7
+    assert workers(64, "resources.cpus_per_worker=3") is None  # two, by the configuration's own rule
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert workers(64) == 3
+
+
 def test_evaluate_repeats_the_trainings_own_figures(trained, root, tmp_path, capsys):
     arguments = [str(trained / "model"), "--data", str(root), "--split", "val", "--out", str(tmp_path / "out")]
     assert evaluate.main(arguments) == 0
     said = capsys.readouterr().out
     assert said.startswith("AP ")
     assert "triangle" in said
+    assert re.search(r"[0-9.]+ ms an image, one at a time, from pixels to boxes, on \w+", said)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(metrics) == {*FIGURES, "inference_ms", "eval_seconds", "device"}
     for name in ("per_class.json", "detections.json"):
         assert json.loads((tmp_path / "out" / name).read_text()) == json.loads((trained / name).read_text())
 
@@ -107,18 +185,85 @@ def test_a_split_without_annotations_gives_the_servers_zip(trained, root, tmp_pa
     (tmp_path / "test2017").symlink_to(root / "val")
     arguments = [str(trained / "model"), "--data", str(tmp_path), "--split", "test-dev2017"]
     assert evaluate.main([*arguments, "--out", str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out" / "detections_test-dev2017_detsweep_results.zip").is_file()
-    assert "7 images without annotations" in capsys.readouterr().out
+    name = "detections_test-dev2017_detsweep_results"
+    with zipfile.ZipFile(tmp_path / "out" / f"{name}.zip") as archive:
+        assert archive.namelist() == [f"{name}.json"]
+        rows = json.loads(archive.read(f"{name}.json"))
+    assert rows == json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert "7 images without annotations: not scored here" in capsys.readouterr().out
+
+
+def with_categories(root, folder, change):
+    """A copy of the validation split under ``folder`` whose JSON ``change`` has been at."""
+    content = json.loads((root / "annotations" / "val.json").read_text())
+    change(content)
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "val.json").write_text(json.dumps(content))
+    (folder / "val").symlink_to(root / "val")
+    return ["--data", str(folder), "--split", "val"]
 
 
 def test_data_of_other_categories_is_refused(trained, root, tmp_path, capsys):
-    content = json.loads((root / "annotations" / "val.json").read_text())
-    content["categories"][0]["name"] = "plate"
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "val.json").write_text(json.dumps(content))
-    (tmp_path / "val").symlink_to(root / "val")
-    assert evaluate.main([str(trained / "model"), "--data", str(tmp_path), "--split", "val"]) == 2
-    assert "the model finds 3 categories (disc" in capsys.readouterr().err
+    def rename(content):
+        content["categories"][0]["name"] = "plate"
+
+    data = with_categories(root, tmp_path, rename)
+    assert evaluate.main([str(trained / "model"), *data, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "the model finds 3 categories (disc" in said
+    assert "is 'plate' there and 'disc' to the model" in said
+
+
+def test_a_model_of_more_categories_is_evaluated_by_id(talking, root, tmp_path):
+    """As torchvision's 91 labels on COCO's 80: what only the model knows neither counts nor is written."""
+    kept = []
+
+    def drop_first(content):
+        gone = content["categories"].pop(0)["id"]
+        content["annotations"] = [row for row in content["annotations"] if row["category_id"] != gone]
+        kept.extend(category["id"] for category in content["categories"])
+
+    data = with_categories(root, tmp_path, drop_first)
+    assert evaluate.main([str(talking / "model"), *data, "--out", str(tmp_path / "out")]) == 0
+    rows = json.loads((tmp_path / "out" / "detections.json").read_text())
+    whole = json.loads((talking / "out" / "detections.json").read_text())
+    assert 0 < len(rows) < len(whole)
+    assert rows == [row for row in whole if row["category_id"] in kept]
+    per_class = json.loads((tmp_path / "out" / "per_class.json").read_text())
+    before = json.loads((talking / "out" / "per_class.json").read_text())
+    assert per_class == [row for row in before if row["id"] in kept]
+
+
+def test_evaluate_and_predict_look_several_times(talking, root, tmp_path, capsys):
+    views = ["--flip", "--scales", "48,64", "--precision", "bfloat16"]
+    model, data = str(talking / "model"), ["--data", str(root), "--split", "val"]
+    assert evaluate.main([model, *data, "--out", str(tmp_path / "out"), *views]) == 0
+    rows = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert rows != json.loads((talking / "out" / "detections.json").read_text())
+    assert (
+        predict.main([model, str(root / "val"), "--out", str(tmp_path / "out"), *views, "--score-threshold", "0"]) == 0
+    )
+    assert len(list((tmp_path / "out").glob("*.png"))) == 7
+    for wrong, sentence in (("640,x", "expected short sides"), ("0", "scales has 0")):
+        assert evaluate.main([model, *data, "--scales", wrong, "--out", str(tmp_path / "no")]) == 2
+        assert predict.main([model, str(root / "val"), "--scales", wrong, "--out", str(tmp_path / "no")]) == 2
+        assert capsys.readouterr().err.count(sentence) == 2
+    assert not (tmp_path / "no").exists()
+
+
+def test_files_folders_and_globs_give_a_picture_each_and_nothing_is_written_over(trained, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.jpg", "a.png", "b.gif"):
+        Image.new("RGB", (64, 48)).save(folder / name)
+    (folder / "notes.txt").write_text("not an image")
+    model, out = str(trained / "model"), tmp_path / "out"
+    assert predict.main([model, str(folder), str(folder / "*.png"), str(folder / "a.jpg"), "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.glob("*.png")) == ["a-2.png", "a.png", "b.png"]
+    before = (folder / "a.png").read_bytes()
+    assert predict.main([model, str(folder / "a.png"), "--out", str(folder)]) == 2
+    assert "a.png would be written over" in capsys.readouterr().err
+    assert (folder / "a.png").read_bytes() == before
 
 
 def test_a_file_where_the_output_should_go_is_refused_first(trained, root, tmp_path, capsys):
@@ -170,7 +315,7 @@ def test_a_folder_that_is_no_data_set_says_what_is_expected(tmp_path, capsys, mo
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "export"])
 def test_help_imports_nothing_heavy(module):
     code = (
         f"import sys\nfrom detector.{module} import main\n"

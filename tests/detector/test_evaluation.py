@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detector.data.store import open_store
 from detector.evaluation import FIGURES, coco_figures, evaluate
+from detector.timing import WARM_UP
 from detector.training import TrainingState
 from tests.detector.conftest import small_config
 from tests.detector.processes import run
@@ -190,3 +191,19 @@ def test_one_two_and_three_processes_agree(generated, tmp_path):
         results = run(evaluated, world, tmp_path / str(world), config, store.uri)
         assert all(metrics == alone for metrics, *_ in results)
         assert results[0][1] == detections
+
+
+def test_the_time_is_that_of_one_image_whatever_the_batch(generated):
+    store = generated[1]
+    config = small_config()
+    model = TrainingState(config, store, torch.device("cpu")).model
+    sizes = []
+    model.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    result = evaluate(model, store, config.data, batch_size=4)
+    timed = WARM_UP + len(store)
+    assert max(sizes) > 1
+    assert sizes[-timed:] == [1] * timed
+    assert sum(sizes[:-timed]) == len(store)
+    assert 0 < result.metrics["inference_ms"] < 10_000
+    assert result.device
+    assert model.training

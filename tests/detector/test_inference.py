@@ -155,6 +155,32 @@ def test_a_damaged_model_is_refused_whole(model, tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda d: d["model"].update(norm=None), r"config\.json: norm is null"),
+        (lambda d: d["input"].update(short_side=0), r"config\.json: short_side is 0, but must be"),
+        (lambda d: d["model"].update(depth=3), r'unknown key "depth"'),
+        (lambda d: d["model"]["head"].update(convolutions="many"), r"head\.convolutions is \"many\""),
+        (lambda d: d.update(categories=[]), "categories must be a list"),
+        (lambda d: d.update(categories=[{"id": "1", "name": "a"}] * 3), "categories must be a list"),
+        (lambda d: d.update(categories=7), "doesn't describe a model"),
+        (lambda d: d.pop("input"), "it has no 'input'"),
+        (lambda d: d.update(model=[]), "must be"),
+    ],
+)
+def test_a_description_that_is_wrong_is_one_sentence(model, tmp_path, change, sentence):
+    save_model(model, tmp_path)
+    path = tmp_path / "config.json"
+    description = json.loads(path.read_text())
+    change(description)
+    path.write_text(json.dumps(description))
+    with pytest.raises(InputError, match=sentence) as caught:
+        load_model(tmp_path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("device", ["cuda:77", "foo"])
 def test_a_device_that_is_not_there(model, tmp_path, device):
     save_model(model, tmp_path)
@@ -213,3 +239,12 @@ def test_build_says_what_is_wrong():
         detector.build(ModelConfig(weights="none"))
     with pytest.raises(InputError, match=r"model\.head\.convolution"):
         detector.build({"head": {"convolution": 3}}, num_classes=2)
+    for classes in ("2", 2.5, True, 0, -1, 10**9):
+        with pytest.raises(InputError, match=f"num_classes is {classes!r}; give a whole number"):
+            detector.build(SMALL, num_classes=classes)
+    with pytest.raises(InputError, match="seed is -1"):
+        detector.build(SMALL, num_classes=2, seed=-1)
+    for wrong in (None, 7, []):
+        with pytest.raises(InputError, match=r"^model: "):
+            detector.build(wrong, num_classes=2)
+    assert len(detector.build(SMALL, num_classes=np.int64(2)).categories) == 2

@@ -104,18 +104,20 @@ def test_the_candidates_are_the_positives_and_ious_those_of_predictions(assigner
 @pytest.mark.parametrize("assigner", [FixedIoUAssigner(), FCOSAssigner()])
 def test_without_any_box_all_is_background(assigner):
     got = assigner(SQUARES, SHAPES, [torch.zeros(0, 4)] * 2)
-    assert (got.gt_index == -1).all() and not got.candidate_positive.any() and not got.ignored.any()
+    assert (got.gt_index == -1).all()
+    assert not got.candidate_positive.any()
+    assert not got.ignored.any()
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "words"),
     [
-        lambda: FixedIoUAssigner(0.4, 0.5),
-        lambda: FixedIoUAssigner(1.5, 0.4),
-        lambda: FCOSAssigner(0),
-        lambda: FCOSAssigner()(SQUARES, SHAPES[:3], [torch.zeros(0, 4)]),
+        (lambda: FixedIoUAssigner(0.4, 0.5), "negative_iou <= positive_iou"),
+        (lambda: FixedIoUAssigner(1.5, 0.4), "thresholds are 0.4 and 1.5"),
+        (lambda: FCOSAssigner(0), "center_radius is 0"),
+        (lambda: FCOSAssigner()(SQUARES, SHAPES[:3], [torch.zeros(0, 4)]), "don't fill"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make):
-    with pytest.raises(ValueError):
+def test_what_makes_no_sense_is_refused(make, words):
+    with pytest.raises(ValueError, match=words):
         make()

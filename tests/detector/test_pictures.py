@@ -126,7 +126,8 @@ def read_elsewhere(path):
         "try:\n    pixels, size = read_picture(sys.argv[1])\n"
         "    result = [pixels.shape, size, pixels[0, 0].tolist()]\n"
         "except InputError as error:\n    result = str(error)\n"
-        "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nprint(json.dumps([result, (after - before) / 1024]))"
+        "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(json.dumps([result, (after - before) / 1024]))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -195,6 +196,15 @@ def test_files_that_are_no_images_are_one_sentence_each(tmp_path):
         assert "<" not in said
 
 
+def refusal(path):
+    """What is said of an image, or None where it is one."""
+    try:
+        read_picture(path)
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def test_damage_anywhere_in_a_file_is_an_image_or_one_sentence(tmp_path):
     generator = np.random.default_rng(0)
     for suffix in (".jpg", ".png", ".gif", ".tif", ".webp", ".bmp"):
@@ -208,11 +218,8 @@ def test_damage_anywhere_in_a_file_is_an_image_or_one_sentence(tmp_path):
             path.write_bytes(damaged[: generator.integers(1, len(content) + 1)])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                try:
-                    assert read_picture(path).pixels.dtype == np.uint8
-                except InputError as error:
-                    assert f"{path} can't be read: " in str(error)
-                    assert "\n" not in str(error)
+                said = refusal(path)
+            assert said is None or (f"{path} can't be read: " in said and "\n" not in said)
 
 
 @pytest.mark.parametrize(

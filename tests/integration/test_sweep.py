@@ -49,7 +49,7 @@ name: failing
 title: A row that can't be trained, beside one that another sweep has trained
 base: small
 rows:
-  - {name: diverges, set: {schedule.optimizer: sgd, schedule.learning_rate: 1.0e+30}}
+  - {name: diverges, set: {schedule.optimizer: sgd, schedule.learning_rate: 1000}}
   - {name: reused}
 """
 

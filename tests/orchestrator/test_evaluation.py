@@ -9,10 +9,12 @@ import pytest
 
 import detector
 from detector.checkpoints import save_model
+from detector.data.coco import Category
 from orchestrator.evaluation import EvaluationJob, evaluate_training
 from orchestrator.files import read_json
 from orchestrator.ledger import Ledger
-from orchestrator.plan import PlannedRow, SweepRequest, make_plan
+from orchestrator.plan import PlannedRow, make_plan
+from orchestrator.request import SweepRequest
 from orchestrator.worker import Assignment
 from tests.orchestrator.tables import BASE, write_data, write_table
 
@@ -30,7 +32,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     row = planned(folder)
     ledger = Ledger(folder / "storage")
     ledger.claim(row.identity, sweep="tiny", row=row.row, seed=0, config={}, iterations=100)
-    save_model(detector.build(row.config.model), folder / "checkpoint" / "model")
+    model = detector.build(row.config.model)
+    model.categories = tuple(Category(entry["id"], entry["name"]) for entry in document["categories"])
+    save_model(model, folder / "checkpoint" / "model")
     ledger.finished(row.identity, folder / "checkpoint", {"loss": 1.0})
     return folder
 

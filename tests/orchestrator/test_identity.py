@@ -110,8 +110,16 @@ OTHERS: dict[str, Any] = {
     "resources.stall_timeout_s": 3,
 }
 # Their only other values go together, or there is but one value.
-TOGETHER = {"model.head.name", "model.anchors.name", "model.neck.name", "schedule.batch_size", "schedule.recipe_batch_size",
-            "schedule.scale_with_batch", "model.assigner.options", "model.head.options"}  # fmt: skip
+TOGETHER = {
+    "model.head.name",
+    "model.anchors.name",
+    "model.neck.name",
+    "schedule.batch_size",
+    "schedule.recipe_batch_size",
+    "schedule.scale_with_batch",
+    "model.assigner.options",
+    "model.head.options",
+}
 
 
 def of(**settings: Any) -> str:

@@ -10,9 +10,10 @@ import pytest
 from detector.config import ModelConfig
 from detector.keys import resolve
 from detector.recipes import model_config
-from orchestrator.plan import Plan, PlannedRow, SweepRequest, make_plan
+from orchestrator.plan import Plan, PlannedRow, make_plan
 from orchestrator.report import terminal_table
 from orchestrator.report.table import make_table, notes
+from orchestrator.request import SweepRequest
 from orchestrator.spec import installed_sweeps, load_spec
 from tests.orchestrator.tables import MemoryLedger, write_data
 

@@ -11,7 +11,8 @@ import pytest
 
 from detector.errors import InputError, UnreachableError
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan, SweepRequest, make_plan
+from orchestrator.plan import Plan, make_plan
+from orchestrator.request import SweepRequest
 from tests.orchestrator.tables import BASE, TABLE, write_data, write_table
 
 
@@ -237,6 +238,8 @@ def test_the_command_means_the_same_sweep(table: Path) -> None:
         (["model.assigner.anchor_weight=0", "model.assigner.predicted_weight=0"], {}, ["both 0"]),
         (["model.num_classes=3"], {}, ["model.num_classes is 3", "2 categories"]),
         (["model.weights=/no/such/file"], {}, ["/no/such/file"]),
+        (["model.init=/no/such/model"], {}, ["model.init names /no/such/model", "detector.load"]),
+        (["model.init=mmdet:atss_r50"], {}, ["no published detector mmdet:atss_r50", "mmdet:atss_r50_fpn_1x_coco"]),
         ([], {"profile": "none_such"}, ["none_such", "laptop"]),
         ([], {"only": ("x",)}, ['no row "x"']),
         ([], {"seeds": (1, 1)}, ["--seeds"]),

@@ -11,8 +11,9 @@ import pytest
 from detector.errors import InputError
 from orchestrator.dry_run import describe
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan, SweepRequest, make_plan
+from orchestrator.plan import Plan, make_plan
 from orchestrator.report import write_report
+from orchestrator.request import SweepRequest
 from orchestrator.session import _Pass
 from orchestrator.sweep import closing_lines, try_plugins
 from orchestrator.worker import Assignment

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.plan import Plan, SweepRequest, make_plan
+from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
 from orchestrator.report.figures import curves, svg
 from orchestrator.report.page import page
 from orchestrator.report.table import make_table, notes
 from orchestrator.report.text import comma_separated, markdown
+from orchestrator.request import SweepRequest
 from orchestrator.results import best, mean, result_rows
 from tests.orchestrator.tables import BASE, TABLE, MemoryLedger, write_data, write_table
 

@@ -14,7 +14,8 @@ from detector.errors import InputError
 from orchestrator import nodes, session
 from orchestrator.cancellation import is_cancelled
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan, SweepRequest, make_plan
+from orchestrator.plan import Plan, make_plan
+from orchestrator.request import SweepRequest
 from orchestrator.runs import RunStore
 from orchestrator.session import SweepOutcome, run_sweep
 from orchestrator.worker import Assignment

@@ -215,8 +215,12 @@ def test_options_reach_the_session(table: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(session, "run_sweep", lambda plan, **options: seen.update(options) or finish(plan))
     assert main([str(table), "--address", "ray://x", "--max-concurrent", "3", "--fresh", "--json"]) == 0
     assert seen == {
-        "address": "ray://x", "max_concurrent": 3, "fresh": True, "quiet_json": True,
-        "max_gpu_hours": None, "wait_for_nodes_s": None,
+        "address": "ray://x",
+        "max_concurrent": 3,
+        "fresh": True,
+        "quiet_json": True,
+        "max_gpu_hours": None,
+        "wait_for_nodes_s": None,
     }
     assert main([str(table), "--max-gpu-hours", "2.5", "--wait-for-nodes", "3"]) == 0
     assert (seen["max_gpu_hours"], seen["wait_for_nodes_s"]) == (2.5, 180.0)
@@ -308,7 +312,12 @@ def test_being_ended_while_images_are_drawn_is_an_interruption(
     table: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(synthetic, "draw_image", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    assert main([str(table), *GENERATED, "--json"]) == 143
+    # As in a command that was just started: a library may have left a handler of its own in this process.
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert main([str(table), *GENERATED, "--json"]) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
     document = json.loads(capfd.readouterr().out)
     assert (document["status"], document["error"]) == (
         "interrupted",

@@ -44,7 +44,9 @@ def configuration(name: str) -> TrainingConfig:
     """The training called ``name``: a small ResNet-18 from random weights, no augmentation."""
     family, changes = VARIANTS.get(name, (name, {}))
     model = model_config(f"{family}_r18").model_dump(mode="json")
-    common: dict[str, Any] = {"neck": {"channels": 64}, "head": {"convolutions": 2}, "anchors": {"scale": 4.0}}
+    common: dict[str, Any] = {"neck": {"channels": 64}, "head": {"convolutions": 2}}
+    if not family.startswith(("gfl", "vfnet")):  # their first boxes have the size of anchors of 8 strides
+        common["anchors"] = {"scale": 4.0}
     for part in (common, changes):
         for section, fields in part.items():
             model[section] = model[section] | fields
@@ -54,8 +56,14 @@ def configuration(name: str) -> TrainingConfig:
             "model": ModelConfig.model_validate(model),
             "data": {"short_side": SIDE, "long_side": SIDE, "augmentation": {"flip": 0.0}},
             "schedule": {
-                **{"iterations": STEPS, "batch_size": IMAGES, "recipe_batch_size": IMAGES, "optimizer": "adamw"},
-                **{"policy": "one_cycle", "learning_rate": 2e-3, "weight_decay": 1e-4, "clip_norm": 10.0},
+                "iterations": STEPS,
+                "batch_size": IMAGES,
+                "recipe_batch_size": IMAGES,
+                "optimizer": "adamw",
+                "policy": "one_cycle",
+                "learning_rate": 2e-3,
+                "weight_decay": 1e-4,
+                "clip_norm": 10.0,
             },
         }
     )

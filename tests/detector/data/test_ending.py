@@ -5,19 +5,29 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from detector.config import GeneratedDataConfig
 from detector.data import conversion, synthetic
-from detector.data.ending import ends_in_order
+from detector.data.ending import PLAIN, ends_in_order
 from detector.data.importers import import_folder
 from detector.data.store import convert
 from detector.data.synthetic import generate
 from tests.detector.data.sets import write_set
 
 SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit, signal.SIGHUP: SystemExit}
+
+
+@pytest.fixture(autouse=True)
+def plain_handlers() -> Iterator[None]:
+    """As in a command that was just started; a shell may have had SIGINT ignored, a library may have its own."""
+    before = {number: signal.signal(number, handler) for number, handler in PLAIN.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

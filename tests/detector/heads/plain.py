@@ -1,4 +1,4 @@
-"""The losses of GFL, GFLV2 and VFNet, anchor by anchor in float64, written from the papers' formulas.
+"""The losses of ATSS, GFL, GFLV2 and VFNet, anchor by anchor in float64, written from the papers' formulas.
 
 They are differentiable, so that gradients have a witness too. Weights that the papers detach are detached here.
 """
@@ -36,6 +36,48 @@ def expectation(logits):
     """The mean of a distribution over 0 to 16, bin by bin."""
     p = torch.exp(logits) / torch.exp(logits).sum()
     return sum(k * p[k] for k in range(17)), p
+
+
+def decoded(deltas, anchor):
+    """The box of four deltas: offsets of the centre over the anchor's size and log ratios, times 10, 10, 5, 5."""
+    width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+    x = (anchor[0] + anchor[2]) / 2 + deltas[0] / 10 * width
+    y = (anchor[1] + anchor[3]) / 2 + deltas[1] / 10 * height
+    half_width, half_height = torch.exp(deltas[2] / 5) * width / 2, torch.exp(deltas[3] / 5) * height / 2
+    return torch.stack((x - half_width, y - half_height, x + half_width, y + half_height))
+
+
+def atss(outputs, anchors, shapes, gt_boxes, gt_labels, wp, wa, *, loss, branch):
+    cls = reg = quality_sum = torch.zeros((), dtype=torch.float64)
+    positives, weight_sum = 0, 0.0
+    for image, (boxes, labels) in enumerate(zip(gt_boxes, gt_labels, strict=True)):
+        logits, raw = rows(outputs.class_logits, image), rows(outputs.box_regression, image)
+        predicted = [decoded(deltas, anchor) for deltas, anchor in zip(raw, anchors, strict=True)]
+        index, _ = assign(anchors, shapes, boxes.tolist(), [box.tolist() for box in predicted], wp, wa, 9)
+        for a, g in enumerate(index):
+            p = torch.sigmoid(logits[a])
+            target = torch.zeros_like(p)
+            if g >= 0:
+                overlap, iou = giou(predicted[a], boxes[g])
+                target[labels[g]] = 1.0 if loss == "focal" else iou.item()
+                x, y = (anchors[a][0] + anchors[a][2]) / 2, (anchors[a][1] + anchors[a][3]) / 2
+                left, top, right, bottom = x - boxes[g][0], y - boxes[g][1], boxes[g][2] - x, boxes[g][3] - y
+                near = min(left, right) / max(left, right) * min(top, bottom) / max(top, bottom)
+                weight = {"centerness": float(near) ** 0.5, "iou": iou.item(), "none": 1.0}[branch]
+                positives, weight_sum = positives + 1, weight_sum + weight
+                reg = reg + weight * (1 - overlap)
+                if branch != "none":
+                    q = torch.sigmoid(rows(outputs.quality_logits, image)[a][0])
+                    quality_sum = quality_sum + entropy(q, weight)
+            if loss == "focal":
+                right = torch.where(target > 0, p, 1 - p)
+                cls = cls - (torch.where(target > 0, 0.25, 0.75) * (1 - right) ** 2 * torch.log(right)).sum()
+            elif loss == "qfl":
+                cls = cls + ((target - p).abs() ** 2 * entropy(p, target)).sum()
+            else:
+                cls = cls + torch.where(target > 0, target * entropy(p, target), -0.75 * p**2 * torch.log(1 - p)).sum()
+    losses = {"loss_cls": cls / max(1, positives), "loss_reg": 2.0 * reg / max(1.0, weight_sum)}
+    return losses if branch == "none" else losses | {"loss_quality": quality_sum / max(1, positives)}
 
 
 def gfl(outputs, anchors, strides, shapes, gt_boxes, gt_labels, wp, wa):

@@ -1,4 +1,4 @@
-"""Losses of GFL, GFLV2 and VFNet, and their gradients, against loops over single anchors."""
+"""Losses of ATSS, GFL, GFLV2 and VFNet, and their gradients, against loops over single anchors."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def levels(generator, channels, scale=1.0, shift=0.0):
 
 def in_double(outputs):
     """The same outputs as leaves in float64."""
+
     def copy(part):
         return None if part is None else [level.detach().double().requires_grad_() for level in part]
 
@@ -64,6 +65,24 @@ def grid_of(config):
     return grid.boxes.double().tolist(), grid.stride.flatten().tolist()
 
 
+@pytest.mark.parametrize("branch", ["centerness", "iou", "none"])
+@pytest.mark.parametrize("loss", ["focal", "qfl", "vfl"])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
+def test_atss_equals_the_formulas(loss, branch, weights):
+    assigner = {"predicted_weight": weights[0], "anchor_weight": weights[1]}
+    config = ModelConfig(head={"classification_loss": loss, "quality_branch": branch}, assigner=assigner)
+    generator = torch.Generator().manual_seed(4)
+    quality = None if branch == "none" else levels(generator, 1)
+    outputs = HeadOutputs(levels(generator, CLASSES, 2.0), levels(generator, 4), quality)
+    anchors, _ = grid_of(config)
+    boxes = [b.double() for b in BOXES]
+    compare(
+        build_criterion(config),
+        outputs,
+        lambda o: plain.atss(o, anchors, SHAPES, boxes, LABELS, *weights, loss=loss, branch=branch),
+    )
+
+
 @pytest.mark.parametrize("recipe", ["gfl_r18", "gflv2_r18", "gflv2_ciou_r18"])
 def test_gfl_equals_the_formulas(recipe):
     config = model_config(recipe)
@@ -73,9 +92,7 @@ def test_gfl_equals_the_formulas(recipe):
     anchors, strides = grid_of(config)
     weights = config.assigner.predicted_weight, config.assigner.anchor_weight
     boxes = [b.double() for b in BOXES]
-    compare(
-        build_criterion(config), outputs, lambda o: plain.gfl(o, anchors, strides, SHAPES, boxes, LABELS, *weights)
-    )
+    compare(build_criterion(config), outputs, lambda o: plain.gfl(o, anchors, strides, SHAPES, boxes, LABELS, *weights))
 
 
 @pytest.mark.parametrize("seen", ["refined", "initial"])
@@ -89,9 +106,7 @@ def test_vfnet_equals_the_formulas(recipe, seen):
     anchors, _ = grid_of(config)
     weights = config.assigner.predicted_weight, config.assigner.anchor_weight
     boxes = [b.double() for b in BOXES]
-    compare(
-        build_criterion(config), outputs, lambda o: plain.vfnet(o, anchors, SHAPES, boxes, LABELS, *weights, seen)
-    )
+    compare(build_criterion(config), outputs, lambda o: plain.vfnet(o, anchors, SHAPES, boxes, LABELS, *weights, seen))
 
 
 def test_ignored_anchors_take_no_part_in_the_classification():
@@ -113,7 +128,8 @@ def test_the_joint_logit_is_that_of_the_product():
     extreme = torch.tensor([[-100.0, 100.0, 100.0]]).requires_grad_()
     other = torch.tensor([[100.0]]).requires_grad_()
     joint_logits(extreme, other).sum().backward()
-    assert extreme.grad.isfinite().all() and other.grad.isfinite().all()
+    assert extreme.grad.isfinite().all()
+    assert other.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("target", [0.0, 0.25, 3.0, 7.6, 15.9])
