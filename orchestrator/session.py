@@ -105,9 +105,9 @@ def run_sweep(
 
 @dataclass(frozen=True)
 class _Limits:
-    concurrent: int | None
-    gpu_hours: float | None
-    wait_for_nodes_s: float | None
+    concurrent: int | None = None
+    gpu_hours: float | None = None
+    wait_for_nodes_s: float | None = None
 
 
 class _Pass:

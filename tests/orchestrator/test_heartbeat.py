@@ -75,6 +75,8 @@ def test_only_the_process_that_was_meant_is_killed():
     assert kill(process.pid, process.create_time() - 100) == "gone"
     assert process.is_running()
     process.suspend()
+    while process.status() != psutil.STATUS_STOPPED:  # a signal takes its time
+        time.sleep(0.01)
     assert kill(process.pid, process.create_time()) == "stopped"
     process.wait(10)
     assert kill(process.pid, 0.0) == "gone"
