@@ -24,7 +24,7 @@ test: $(VENV)/.installed
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 faults: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/faults -m "long or not long"
+	$(BIN)/python -m pytest tests/faults -m "long or not long" --resume -rs
 
 overfit: $(VENV)/.installed
 	$(BIN)/python -m tests.overfit

@@ -66,16 +66,17 @@ class Sweep:
             env=kept | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            pipesize=1 << 20,  # read at the end; it must not wait for that
             text=True,
         )
         return self.process
 
-    def end(self, status: int) -> dict[str, Any]:
-        """Waits for the command, which must exit with ``status``; its JSON."""
+    def end(self, status: int, patience: float = 280) -> dict[str, Any]:
+        """Waits for the command, which must exit with ``status`` within ``patience`` seconds; its JSON."""
         process = self.process
         assert process is not None
         try:
-            output, error = process.communicate(timeout=280)
+            output, error = process.communicate(timeout=patience)
         finally:
             self.kill()
         assert process.returncode == status, error + output

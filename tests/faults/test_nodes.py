@@ -15,52 +15,22 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ledger import Ledger
+from tests.faults.clusters import LocalCluster, local_cluster
 from tests.faults.sweeps import Sweep
 
 pytestmark = pytest.mark.faults
-ROOT = Path(__file__).parents[2]
-PORT, DASHBOARD = 6431, 8431
-
-
-class LocalCluster:
-    """What cluster/start_local starts, in ``folder``."""
-
-    def __init__(self, folder: Path, storage: Path) -> None:
-        self.address, self.dashboard = f"127.0.0.2:{PORT}", f"http://127.0.0.1:{DASHBOARD}"
-        self._folder, self._storage = folder, storage
-
-    def do(self, *words: str) -> str:
-        command = [sys.executable, str(ROOT / "cluster" / "start_local"), *words, "--folder", str(self._folder)]
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
-        environment = kept | {"PYTHONPATH": str(ROOT), "DETSWEEP_STORAGE": str(self._storage)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def nodes(self) -> list[str]:
-        return self.do("status").strip().split(", ")
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    # A socket's path must be short.
-    folder = Path(f"/tmp/dsc-{os.getpid()}")
-    found = LocalCluster(folder, tmp_path_factory.mktemp("jobs"))
-    try:
-        found.do("start", "--nodes=2", "--cpus=1", f"--port={PORT}", f"--dashboard-port={DASHBOARD}")
+    with local_cluster(tmp_path_factory.mktemp("jobs"), 6431) as found:
         yield found
-    finally:
-        found.do("stop")
 
 
 @pytest.fixture(autouse=True)
 def three_nodes(cluster: LocalCluster) -> None:
     while len(cluster.nodes()) < 3:
         cluster.do("add")
-
-
-def start(sweep: Sweep, cluster: LocalCluster, *options: str) -> None:
-    sweep.start("--address", cluster.address, *options, RAY_AUTH_MODE="token", PYTHONPATH=str(ROOT))
 
 
 def ended(sweep: Sweep, status: int) -> str:
@@ -76,7 +46,7 @@ def ended(sweep: Sweep, status: int) -> str:
 
 def test_two_workers_train_on_two_nodes(cluster: LocalCluster, tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "sweep", workers=2)
-    start(sweep, cluster)
+    cluster.start(sweep)
     error = ended(sweep, 0)
     said = next(line for line in error.splitlines() if line.startswith("3 nodes ("))
     assert all(node in said for node in cluster.nodes())
@@ -87,7 +57,7 @@ def test_two_workers_train_on_two_nodes(cluster: LocalCluster, tmp_path: Path) -
 
 def test_a_node_is_killed_and_another_comes(cluster: LocalCluster, tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "sweep", workers=2, iterations=60)
-    start(sweep, cluster)
+    cluster.start(sweep)
     sweep.wait_for_step(10)
     lost = cluster.nodes()[-1]
     cluster.do("kill", lost)
@@ -102,7 +72,7 @@ def test_a_node_is_killed_and_another_comes(cluster: LocalCluster, tmp_path: Pat
 
 def test_a_node_is_killed_and_none_comes(cluster: LocalCluster, tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "sweep", workers=2, iterations=60)
-    start(sweep, cluster, "--wait-for-nodes", "0.4")
+    cluster.start(sweep, "--wait-for-nodes", "0.4")
     sweep.wait_for_step(10)
     began = time.monotonic()
     cluster.do("kill", cluster.nodes()[-1])
@@ -111,14 +81,14 @@ def test_a_node_is_killed_and_none_comes(cluster: LocalCluster, tmp_path: Path) 
     assert "has had no room for what is left: a training needs 2 workers of 1 CPU each" in error
     assert sweep.record().state == "pending"
     cluster.do("add")
-    start(sweep, cluster)
+    cluster.start(sweep)
     ended(sweep, 0)
     assert sweep.record().history[-1]["from_step"] >= 10
 
 
 def test_what_never_fits_is_refused_at_once(cluster: LocalCluster, tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "sweep", workers=2)
-    start(sweep, cluster, "--set", "resources.cpus_per_worker=2")
+    cluster.start(sweep, "--set", "resources.cpus_per_worker=2")
     assert "needs 2 workers of 2 CPU each, but the cluster has 3 nodes with 2 CPU" in ended(sweep, 4)
 
 
@@ -130,8 +100,8 @@ def test_the_job_of_the_readme_from_any_directory(cluster: LocalCluster, tmp_pat
         [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (training,) = (cluster._storage / "trainings").iterdir()
-    assert Ledger(cluster._storage).record(training.name).state == "finished"
+    (training,) = (cluster.storage / "trainings").iterdir()
+    assert Ledger(cluster.storage).record(training.name).state == "finished"
 
 
 def test_a_job_that_is_stopped_leaves_its_ledger_in_order(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -140,10 +110,10 @@ def test_a_job_that_is_stopped_leaves_its_ledger_in_order(cluster: LocalCluster,
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": cluster.dashboard}
     submit = [ray, "job", "submit", "--no-wait", "--submission-id=stopped", "--", "python", "-m", "orchestrator.sweep"]
     subprocess.run([*submit, *words], cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=120)
-    ledger = Ledger(cluster._storage)
+    ledger = Ledger(cluster.storage)
 
     def begun() -> list[str]:
-        names = [path.name for path in (cluster._storage / "trainings").iterdir()]
+        names = [path.name for path in (cluster.storage / "trainings").iterdir()]
         return [one for one in names if ledger.record(one).state == "running" and ledger.record(one).step > 5]
 
     until = time.monotonic() + 200
