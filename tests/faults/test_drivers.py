@@ -53,8 +53,9 @@ def lose(process: subprocess.Popen, *, cluster: bool) -> None:
     assert alive == []
 
 
-def check_continued(sweep: Sweep, document: dict, *, killed: int) -> None:
-    """Everything is finished, nothing was begun anew, and MLflow has each run and each step once."""
+def check_continued(sweep: Sweep, document: dict, *, killed: int) -> int:
+    """Everything is finished, nothing was begun anew, and MLflow has each run and each step once; steps done twice."""
+    wasted = 0
     assert document["status"] == "complete"
     assert [row["state"] for row in document["rows"]] == ["finished"] * 3
     ledger = Ledger(sweep.storage)
@@ -63,6 +64,8 @@ def check_continued(sweep: Sweep, document: dict, *, killed: int) -> None:
         assert record.attempts == 1 + killed
         assert all(attempt["from_step"] >= 5 for attempt in record.history[1:])
         assert list(journal.every_step(record.journal, "loss")) == list(range(1, ITERATIONS + 1))
+        if row["row"] != "same":  # it shares the training of another
+            wasted += sum(attempt["to_step"] - attempt["from_step"] for attempt in record.history) - ITERATIONS
     client = MlflowClient(tracking_uri=f"sqlite:///{sweep.storage / 'mlflow.db'}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     names = sorted(run.data.tags.get("row", run.data.tags["sweep"]) for run in runs)
@@ -75,15 +78,31 @@ def check_continued(sweep: Sweep, document: dict, *, killed: int) -> None:
             steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")]
             whole = list(range(1, ITERATIONS + 1))
             assert steps == ([ITERATIONS] if run.data.tags["row"] == "same" else whole)
+    return wasted
 
 
-def test_a_killed_driver_is_continued_by_the_same_command(sweep):
+def until_training(sweep: Sweep, began: float, attempts: int = 2) -> float:
+    """Seconds from ``began`` until a training that was begun goes on."""
+
+    def going_on() -> bool:
+        found = [read_json(path) for path in sweep.storage.glob("trainings/*/status.json")]
+        return any(len(status["attempts"]) >= attempts for status in found)
+
+    sweep.wait(going_on, "an attempt that goes on")
+    return time.monotonic() - began
+
+
+def test_a_killed_driver_is_continued_by_the_same_command(sweep, measured):
     """Fault 6."""
     process = sweep.start()
     sweep.wait(lambda: begun(sweep), "two checkpoints of each training")
     lose(process, cluster=False)
     assert (sweep.storage / "sweeps" / "tiny" / "lease.json").exists()
-    check_continued(sweep, sweep.run(0), killed=1)
+    began = time.monotonic()
+    sweep.start()
+    seconds = until_training(sweep, began)
+    wasted = check_continued(sweep, sweep.end(0), killed=1)
+    measured("6: driver killed; two trainings under way", wasted=wasted, seconds=seconds)
 
 
 @pytest.mark.long
@@ -112,17 +131,21 @@ def finished(sweep: Sweep) -> str | None:
 
 
 @pytest.mark.long
-def test_a_new_cluster_continues_what_was_lost_with_the_old_one(sweep):
+def test_a_new_cluster_continues_what_was_lost_with_the_old_one(sweep, measured):
     """Fault 7: the driver, Ray's head and all workers go at once; only the storage stays."""
     process = sweep.start()
     sweep.wait(lambda: begun(sweep), "two checkpoints of each training")
     lose(process, cluster=True)
-    check_continued(sweep, sweep.run(0), killed=1)
+    began = time.monotonic()
+    sweep.start()
+    seconds = until_training(sweep, began)
+    wasted = check_continued(sweep, sweep.end(0), killed=1)
+    measured("7: cluster lost, a new one", wasted=wasted, seconds=seconds)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_driver_closes_the_ledger_first(sweep, number):
+def test_an_interrupted_driver_closes_the_ledger_first(sweep, number, measured):
     """Fault 2, once: the ledger within a second, the runs KILLED, everything resumable."""
     process = sweep.start()
     sweep.wait(lambda: begun(sweep), "two checkpoints of each training")
@@ -141,17 +164,18 @@ def test_an_interrupted_driver_closes_the_ledger_first(sweep, number):
         time.sleep(0.1)
     killed = time.monotonic() - began
     document = sweep.end(128 + number)
-    print(f"{number.name}: ledger closed after {closed:.2f} s, runs KILLED after {killed:.2f} s")
     assert closed < 2.5
     assert document["status"] == "interrupted"
     assert {row["state"] for row in document["rows"]} == {"pending"}
     _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
-    check_continued(sweep, sweep.run(0), killed=1)
+    wasted = check_continued(sweep, sweep.run(0), killed=1)
+    said = f"{document['error']} (ledger closed after {closed:.2f} s, runs KILLED after {killed:.2f} s)"
+    measured(f"2: {number.name}", wasted=wasted, said=said)
 
 
 @pytest.mark.long
-def test_twice_ends_at_once_and_is_as_resumable(sweep):
+def test_twice_ends_at_once_and_is_as_resumable(sweep, measured):
     """Fault 2, twice."""
     process = sweep.start()
     sweep.wait(lambda: begun(sweep), "two checkpoints of each training")
@@ -161,16 +185,18 @@ def test_twice_ends_at_once_and_is_as_resumable(sweep):
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     process.wait(10)
-    assert time.monotonic() - began < 2
+    ended = time.monotonic() - began
+    assert ended < 2
     assert process.returncode == 130
     process.communicate()
     _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
-    check_continued(sweep, sweep.run(0), killed=1)
+    wasted = check_continued(sweep, sweep.run(0), killed=1)
+    measured("2: Ctrl-C twice", wasted=wasted, said=f"(ended {ended:.2f} s after the second)")
 
 
 @pytest.mark.long
-def test_of_two_drivers_at_once_the_second_is_refused(sweep):
+def test_of_two_drivers_at_once_the_second_is_refused(sweep, measured):
     """Fault 8."""
     commands = [sweep.start(), sweep.start()]
     until = time.monotonic() + 200
@@ -181,4 +207,5 @@ def test_of_two_drivers_at_once_the_second_is_refused(sweep):
     output, error = refused.communicate()
     assert refused.returncode == 5, error
     assert f"process {sweep.process.pid} on {os.uname().nodename}" in output
-    check_continued(sweep, sweep.end(0), killed=0)
+    wasted = check_continued(sweep, sweep.end(0), killed=0)
+    measured("8: two drivers at once, a folder", wasted=wasted, said=json.loads(output)["error"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cancellation import CANCELLED
+from tests.faults.conftest import Measure
 from tests.faults.sweeps import Sweep
 
 pytestmark = pytest.mark.faults
@@ -31,7 +32,7 @@ def command(sweep: Sweep, module: str, *words: str, packages: Path = ROOT) -> su
     )  # fmt: skip
 
 
-def test_edited_yaml_and_edited_code(tmp_path: Path) -> None:
+def test_edited_yaml_and_edited_code(tmp_path: Path, measured: Measure) -> None:
     packages = tmp_path / "packages"
     for name in ("detector", "orchestrator"):
         shutil.copytree(ROOT / name, packages / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -47,6 +48,8 @@ def test_edited_yaml_and_edited_code(tmp_path: Path) -> None:
     table = sweep.folder / "tiny.yaml"
     table.write_text(table.read_text().replace("0.002", "0.003"))
     said = command(sweep, "sweep", "--dry-run", packages=packages).stdout
+    difference = next(line for line in said.splitlines() if "other than when" in line)
+    measured("16: YAML edited", said=difference)
     assert "edited: other than when this was last run: schedule.learning_rate 0.002 → 0.003\n" in said
     assert "kept    0     " + before["kept"] + "  continues (" in said
     after = {row["row"]: row for row in sweep.run(0, **environment)["rows"]}
@@ -60,6 +63,7 @@ def test_edited_yaml_and_edited_code(tmp_path: Path) -> None:
     losses.write_text(losses.read_text() + "\nEDITED = 1\n")
     document = sweep.run(2, **environment)
     assert document["status"] == "refused"
+    measured("16: code edited", completed="with --accept-code-change", said=document["error"])
     assert "kept, edited were trained before the code that decides the weights was changed (losses.py)" in str(document)
     assert states(sweep.run(0, "--accept-code-change", **environment)) == {"kept": "finished", "edited": "finished"}
     report = (sweep.storage / "sweeps" / "tiny" / "report.md").read_text()

@@ -41,7 +41,7 @@ def checked(sweep: Sweep, document: dict, fault: str, *, attempts: int, newest: 
     return row["error"]
 
 
-def test_a_loss_that_is_not_finite_on_one_worker_fails_that_row_alone(tmp_path):
+def test_a_loss_that_is_not_finite_on_one_worker_fails_that_row_alone(tmp_path, measured):
     """Fault 12."""
     sweep = Sweep(
         tmp_path / "sweep", rows("nan").replace("at: 0.6", "at: 0.6, rank: 1") + LATE, workers=2, iterations=10
@@ -58,27 +58,31 @@ def test_a_loss_that_is_not_finite_on_one_worker_fails_that_row_alone(tmp_path):
     record = sweep.record(document["rows"][0]["identity"])
     assert [(one["from_step"], one["outcome"]) for one in record.history] == [(0, "failed"), (6, "failed")]
     assert all("at step 7" in one["error"] for one in record.history)
+    measured("12: loss not finite on one of two workers", completed="the other row", said=error)
 
 
 @pytest.mark.long
-def test_what_a_retry_cant_cure_is_tried_at_most_twice(tmp_path):
+def test_what_a_retry_cant_cure_is_tried_at_most_twice(tmp_path, measured):
     """Faults 10 and 13."""
     sweep = Sweep(tmp_path / "sweep", rows("memory", "shape", "full_disk", "read_only") + LATE, iterations=10)
     document = sweep.run(3)
     said = checked(sweep, document, "memory", attempts=1, newest=5)
     assert "the memory of cpu is too small for 2 images a worker at once" in said
     assert "set resources.micro_batch_size=1" in said
+    measured("13: out of memory", completed="the other rows", said=said)
     said = checked(sweep, document, "shape", attempts=2, newest=5)
     assert said.startswith("RuntimeError: mat1 and mat2 shapes cannot be multiplied")
+    measured("13: error of shapes", completed="the other rows", said=said)
     for fault, words in (("full_disk", "No space left on device"), ("read_only", "Read-only file system")):
         said = checked(sweep, document, fault, attempts=1, newest=5)
         assert f"the checkpoint of step 10 can't be written to {sweep.storage}" in said
         assert f"({words}); the one of step 5 is intact" in said
+        measured(f"10: {words}", completed="the other rows", said=said.replace(str(sweep.storage), "STORAGE"))
     assert document["rows"][-1]["state"] == "finished"
 
 
 @pytest.mark.long
-def test_an_image_that_became_unreadable_ends_the_training_by_name(tmp_path):
+def test_an_image_that_became_unreadable_ends_the_training_by_name(tmp_path, measured):
     """Fault 11, on one of two workers: training on other images than the recipe's would be another result."""
     sweep = Sweep(tmp_path / "sweep", iterations=2, workers=2)
     sweep.run(0)
@@ -92,3 +96,5 @@ def test_an_image_that_became_unreadable_ends_the_training_by_name(tmp_path):
     assert "no longer has its checksum in" in row["error"]
     assert "delete the store and convert the data again" in row["error"]
     assert sweep.record(row["identity"]).attempts == 1
+    said = row["error"].replace(str(sweep.storage), "STORAGE")
+    measured("11: an image becomes unreadable", completed="–", damaged="1 image", said=said)

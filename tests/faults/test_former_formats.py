@@ -36,7 +36,7 @@ def test_results_states_and_runs_are_read(storage):
     assert ledger.journal_metrics(STOPPED, ["loss"]) == ([20, 40], {"loss": [5.0, 2.5]})
 
 
-def test_what_was_stopped_or_failed_is_continued(storage):
+def test_what_was_stopped_or_failed_is_continued(storage, measured):
     ledger = Ledger(storage)
     for identity in (STOPPED, FAILED):
         assert ledger.claim(identity, sweep="t", row="x", seed=0, config={}, iterations=100)
@@ -50,6 +50,7 @@ def test_what_was_stopped_or_failed_is_continued(storage):
     store.keep(scratch, 60)
     assert store.newest().name == "checkpoint_00000060"
     assert store.steps() == [40, 60]
+    measured("17: checkpoints of the former format", wasted=0)
 
 
 def test_a_former_checkpoint_that_was_cut_short_is_passed_over(storage):

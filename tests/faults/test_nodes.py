@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator.ledger import Ledger
 from tests.faults.clusters import LocalCluster, local_cluster
+from tests.faults.conftest import Measure
 from tests.faults.sweeps import Sweep
 
 pytestmark = pytest.mark.faults
@@ -55,7 +56,7 @@ def test_two_workers_train_on_two_nodes(cluster: LocalCluster, tmp_path: Path) -
     assert len({sign["node"] for sign in sweep.workers()}) == 2
 
 
-def test_a_node_is_killed_and_another_comes(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_a_node_is_killed_and_another_comes(cluster: LocalCluster, tmp_path: Path, measured: Measure) -> None:
     sweep = Sweep(tmp_path / "sweep", workers=2, iterations=60)
     cluster.start(sweep)
     sweep.wait_for_step(10)
@@ -68,22 +69,28 @@ def test_a_node_is_killed_and_another_comes(cluster: LocalCluster, tmp_path: Pat
     first, *_, last = sweep.record().history
     assert (first["outcome"], last["outcome"]) == ("lost", "finished")
     assert last["from_step"] >= 10
+    wasted = sum(one["to_step"] - one["from_step"] for one in sweep.record().history) - 60
+    seconds = last["started"] - first["ended"]
+    measured("5: node killed, another comes", wasted=wasted, seconds=seconds, said=first["error"])
 
 
-def test_a_node_is_killed_and_none_comes(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_a_node_is_killed_and_none_comes(cluster: LocalCluster, tmp_path: Path, measured: Measure) -> None:
     sweep = Sweep(tmp_path / "sweep", workers=2, iterations=60)
     cluster.start(sweep, "--wait-for-nodes", "0.4")
     sweep.wait_for_step(10)
     began = time.monotonic()
     cluster.do("kill", cluster.nodes()[-1])
     error = ended(sweep, 4)
-    assert time.monotonic() - began < 120
+    seconds = time.monotonic() - began
+    assert seconds < 120
     assert "has had no room for what is left: a training needs 2 workers of 1 CPU each" in error
     assert sweep.record().state == "pending"
     cluster.do("add")
     cluster.start(sweep)
     ended(sweep, 0)
     assert sweep.record().history[-1]["from_step"] >= 10
+    said = next(line for line in error.splitlines() if "has had no room" in line)
+    measured("5: node killed, none comes for 24 s", completed="by the next command", seconds=seconds, said=said)
 
 
 def test_what_never_fits_is_refused_at_once(cluster: LocalCluster, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def killed_after(folder: Path, operations: int, step: int) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def test_killed_at_every_point_of_saving_the_newest_whole_one_is_found(tmp_path):
+def test_killed_at_every_point_of_saving_the_newest_whole_one_is_found(tmp_path, measured):
     points, found = 0, set()
     while True:
         folder = tmp_path / f"at-{points}"
@@ -79,6 +79,7 @@ def test_killed_at_every_point_of_saving_the_newest_whole_one_is_found(tmp_path)
         points += 1
     assert points > 30
     assert found == {30, 40}
+    measured(f"3: death at each of {points} points of saving", said="(the newest or the one before it, never none)")
 
 
 @pytest.mark.parametrize("after", range(5))

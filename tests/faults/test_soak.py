@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from orchestrator import journal
 from orchestrator.ledger import Ledger
 from tests.faults.clusters import LocalCluster, local_cluster
+from tests.faults.conftest import Measure
 from tests.faults.sweeps import Sweep
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(2400)]
@@ -59,7 +60,7 @@ def kill_something(what: str, chance: random.Random, sweep: Sweep, cluster: Loca
     return "driver"
 
 
-def test_twelve_trainings_while_something_dies_every_minute(tmp_path: Path) -> None:
+def test_twelve_trainings_while_something_dies_every_minute(tmp_path: Path, measured: Measure) -> None:
     calm = Sweep(tmp_path / "calm", ROWS, iterations=ITERATIONS)
     rough = Sweep(tmp_path / "rough", ROWS, iterations=ITERATIONS, stall=60)
     chance = random.Random(SEED)
@@ -100,4 +101,6 @@ def test_twelve_trainings_while_something_dies_every_minute(tmp_path: Path) -> N
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert sorted(run.data.tags["kind"] for run in runs) == ["row"] * 12 + ["sweep"]
     assert {run.info.status for run in runs} == {"FINISHED"}
-    print(f"{seconds:.0f} s; {wasted} steps done again; killed:\n  " + "\n  ".join(killed))
+    measured(
+        f"18: {len(killed)} deaths in {seconds:.0f} s", wasted=f"{wasted} of {12 * ITERATIONS}", said="; ".join(killed)
+    )

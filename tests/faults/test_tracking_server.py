@@ -150,7 +150,7 @@ def trainings(plan: Plan, folder: Path, pause=0.05):
 
 
 @pytest.mark.parametrize("seconds", [0, 20, 60])
-def test_away_at_start_in_the_middle_and_at_the_end(proxy, tmp_path, seconds):
+def test_away_at_start_in_the_middle_and_at_the_end(proxy, tmp_path, seconds, measured):
     plan = make_plan(tmp_path, proxy.url)
     with trainings(plan, tmp_path / "results") as (ledger, end):
         proxy.away_for(seconds)
@@ -163,9 +163,12 @@ def test_away_at_start_in_the_middle_and_at_the_end(proxy, tmp_path, seconds):
         time.sleep(seconds + 3)
         end()
         proxy.away_for(seconds)
+        began = time.monotonic()
         tracker.stop_polling()
         assert tracker.finish("FINISHED") is None
+        took = time.monotonic() - began
         check_all_there(plan, ledger, proxy.url)
+    measured(f"9: MLflow away for {seconds} s at start, middle and end", wasted=0, seconds=took)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +181,7 @@ def test_away_at_start_in_the_middle_and_at_the_end(proxy, tmp_path, seconds):
     ],
     ids=["500", "429", "done but not said", "slow"],
 )
-def test_bad_answers(proxy, tmp_path, monkeypatch, modes):
+def test_bad_answers(proxy, tmp_path, monkeypatch, modes, measured):
     monkeypatch.setattr(tracking, "POLL_S", 0.2)
     monkeypatch.setattr(tracking, "RETRY_S", 0.1)
     proxy.delay = 0.3
@@ -197,6 +200,7 @@ def test_bad_answers(proxy, tmp_path, monkeypatch, modes):
         assert tracker.finish("FINISHED") is None
         check_all_there(plan, ledger, proxy.url)
     assert proxy.failed > 5 or modes == ("slow",)
+    measured(f"9: MLflow answers {', '.join(dict.fromkeys(modes))}", wasted=0)
 
 
 def test_answers_that_come_after_one_stopped_waiting(proxy, tmp_path, monkeypatch):

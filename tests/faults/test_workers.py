@@ -38,7 +38,7 @@ def wasted(history: tuple[dict, ...]) -> list[int]:
     return [one["to_step"] - other["from_step"] for one, other in itertools.pairwise(history)]
 
 
-def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(tmp_path, undisturbed):
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(tmp_path, undisturbed, measured):
     """Fault 1."""
     sweep = Sweep(tmp_path / "sweep", iterations=30, stall=10)
     sweep.start()
@@ -54,9 +54,11 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(tmp_path, undi
     assert equal(weights(sweep.training()), undisturbed[0])
     assert losses(sweep) == undisturbed[1]
     assert document["rows"][0]["step"] == 30
+    recovery = second["started"] - first["ended"]
+    measured("1: worker killed", wasted=wasted((first, second))[0], seconds=recovery, said=first["error"])
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed):
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, measured):
     """Fault 4: one bit of the newest is flipped, and the one before it is gone on from."""
     sweep = Sweep(tmp_path / "sweep", iterations=30, stall=10)
     sweep.start()
@@ -76,10 +78,13 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed):
     assert f"from the checkpoint checkpoint_{step - EVERY:08d}" in log
     assert sweep.record().history[-1]["from_step"] == step - EVERY
     assert equal(weights(sweep.training()), undisturbed[0])
+    said = next(line for line in log.splitlines() if "is not used" in line).split(": ", 1)[1]
+    said = said.replace(str(sweep.storage), "STORAGE")
+    measured("4: one bit flipped", wasted=wasted(sweep.record().history)[0], damaged=1, said=said)
 
 
 @pytest.mark.long
-def test_a_frozen_worker_is_noticed_ended_and_replaced(tmp_path):
+def test_a_frozen_worker_is_noticed_ended_and_replaced(tmp_path, measured):
     """Fault 14, one of two workers: the other one waits for it."""
     sweep = Sweep(tmp_path / "sweep", iterations=40, workers=2, stall=12)
     sweep.start()
@@ -102,10 +107,11 @@ def test_a_frozen_worker_is_noticed_ended_and_replaced(tmp_path):
     assert second["outcome"] == "finished"
     # The end itself is a task, for which Ray starts a process.
     assert noticed < 12 + 10, noticed
+    measured("14: worker frozen, limit 12 s", wasted=wasted(record.history)[0], seconds=noticed, said=first["error"])
 
 
 @pytest.mark.long
-def test_killed_again_and_again_it_arrives_as_long_as_it_gets_on(tmp_path, undisturbed):
+def test_killed_again_and_again_it_arrives_as_long_as_it_gets_on(tmp_path, undisturbed, measured):
     sweep = Sweep(tmp_path / "sweep", iterations=30, stall=10)
     sweep.start()
     killed: list[int] = []
@@ -122,3 +128,4 @@ def test_killed_again_and_again_it_arrives_as_long_as_it_gets_on(tmp_path, undis
     assert sum(wasted(record.history)) <= 4 * EVERY
     assert equal(weights(sweep.training()), undisturbed[0])
     assert losses(sweep) == undisturbed[1]
+    measured("1: worker killed four times", wasted=sum(wasted(record.history)))
