@@ -69,15 +69,21 @@ class CheckpointStore:
             name = f"{usual}_{max(taken) + 1}" if taken else usual
             (self._take if self._local else self._upload)(source, name)
         except (OSError, pa.ArrowException) as error:
-            last = self._listed()
-            intact = f"the one of step {last[-1].step} is intact" if last else "there is none before it"
             raise UnreachableError(
-                f"the checkpoint of step {step} can't be written to {self.folder} ({_reason(error)}); {intact}: make "
-                "room or give write permission, and run the same command again"
+                f"the checkpoint of step {step} can't be written to {self.folder} ({_reason(error)}); "
+                f"{self._before(step)}: make room or give write permission, and run the same command again"
             ) from error
         with contextlib.suppress(OSError, pa.ArrowException):  # the next one tries again
             self.prune()
         return name
+
+    def _before(self, step: int) -> str:
+        """What is there if the checkpoint of ``step`` is not."""
+        try:
+            last = max((known for known in self.steps() if known < step), default=None)
+        except (OSError, pa.ArrowException):
+            return "those before it are intact"
+        return "there is none before it" if last is None else f"the one of step {last} is intact"
 
     def newest(self) -> Kept | None:
         """The newest checkpoint that is whole and undamaged; says in the log what is wrong with newer ones."""

@@ -141,9 +141,9 @@ def postgresql() -> Iterator[str]:
 class FlakyProxy:
     """Passes requests on to ``target``, or fails as ``mode`` says; a context manager.
 
-    "up"; "500", "429" (the server never sees the request); "late 500" and "cut" (it does what is asked, but the answer
-    is 500, or the connection ends); "slow" (the answer takes ``delay`` seconds). A list of them is gone through request
-    by request, again and again. ``away`` closes the port, ``back`` opens it.
+    "up"; "500", "503", "429" (the server never sees the request); "late 500" and "cut" (it does what is asked, but the
+    answer is 500, or the connection ends); "slow" (the answer takes ``delay`` seconds). A list of them is gone through
+    request by request, again and again. ``away`` closes the port, ``back`` opens it.
     """
 
     def __init__(self, target: str) -> None:
@@ -197,7 +197,8 @@ class FlakyProxy:
     def _pass_on(self, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes):
         connection = http.client.HTTPConnection(self._host, int(self._port), timeout=60)
         try:
-            connection.request(method, path, body, {key: value for key, value in headers if key.lower() != "host"})
+            own = ("host", "expect", "transfer-encoding", "content-length")
+            connection.request(method, path, body, {key: value for key, value in headers if key.lower() not in own})
             answer = connection.getresponse()
             return answer.status, answer.getheaders(), answer.read()
         finally:
@@ -208,9 +209,9 @@ class FlakyProxy:
 
         class Handler(BaseHTTPRequestHandler):
             def _serve(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = self._body()
                 mode = proxy._next()
-                if mode in ("500", "429"):
+                if mode in ("500", "503", "429"):
                     self._answer(int(mode), [], b'{"error_code": "TEMPORARILY_UNAVAILABLE", "message": "not now"}')
                     return
                 status, headers, content = proxy._pass_on(self.command, self.path, self.headers.items(), body)
@@ -223,15 +224,29 @@ class FlakyProxy:
                     time.sleep(proxy.delay)
                 self._answer(status, headers, content)
 
+            def _body(self) -> bytes:
+                if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+                    return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = b""
+                while size := int(self.rfile.readline().split(b";")[0], 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                while self.rfile.readline().strip():  # what follows the last one
+                    pass
+                return body
+
             def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
                 with contextlib.suppress(OSError):  # who asked may have gone
                     self.send_response(status)
+                    length = str(len(content))
+                    if self.command == "HEAD":  # what a GET would have
+                        length = next((value for key, value in headers if key.lower() == "content-length"), length)
                     for key, value in headers:
                         if key.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
                             self.send_header(key, value)
-                    self.send_header("Content-Length", str(len(content)))
+                    self.send_header("Content-Length", length)
                     self.end_headers()
-                    self.wfile.write(content)
+                    self.wfile.write(b"" if self.command == "HEAD" else content)
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _serve
 

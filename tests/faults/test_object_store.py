@@ -5,6 +5,7 @@ The servers are real processes on this machine. Were the promise broken, what a 
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import pytest
 from mlflow import MlflowClient
 
 import detector
+from detector.checkpoint_store import CheckpointStore, write_manifest
+from detector.errors import UnreachableError
 from orchestrator import journal
 from orchestrator.ledger import Ledger
 from orchestrator.tracking import Tracker
-from tests.faults.servers import mlflow_server, postgresql, s3_server
+from tests.faults.servers import FlakyProxy, mlflow_server, postgresql, s3_server
 from tests.faults.sweeps import Sweep
 from tests.faults.test_tracking_server import check_all_there, make_plan, trainings
 
@@ -82,6 +85,65 @@ def checkpoints(address: str) -> list[str]:
         for name in place.names(f"trainings/{identity}")
         if name.startswith("checkpoint_") and "manifest.json" in place.names(f"trainings/{identity}/{name}")
     ]
+
+
+def test_a_store_that_answers_503_keeps_the_checkpoint_before(s3, tmp_path, monkeypatch):
+    """Fault 10."""
+    with FlakyProxy(s3["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        store = CheckpointStore("s3://detsweep/training")
+        for step in (10, 20, 30):
+            store.keep(written(tmp_path / str(step), step), step)
+        proxy.mode("503")
+        with pytest.raises(UnreachableError, match="the checkpoint of step 40 can't be written to s3://detsweep/train"):
+            store.keep(written(tmp_path / "40", 40), 40)
+        proxy.mode("up")
+        assert store.steps() == [20, 30]
+        assert store.newest().step == 30
+        # It comes and goes in the middle of one.
+        proxy.mode("up", "up", "503")
+        store.keep(written(tmp_path / "50", 50), 50)
+        proxy.mode("up")
+        assert store.newest().step == 50
+        assert (store.fetch(store.newest().name, tmp_path) / "state.pt").read_bytes() == bytes([50]) * 5000
+
+
+def written(folder: Path, step: int) -> Path:
+    """A checkpoint with a manifest."""
+    (folder / "model").mkdir(parents=True)
+    (folder / "state.pt").write_bytes(bytes([step]) * 5000)
+    (folder / "model" / "model.safetensors").write_bytes(bytes([step]) * 3000)
+    write_manifest(folder, step, None)
+    return folder
+
+
+def test_a_sweep_goes_on_after_its_bucket_answered_503(s3, tmp_path, measured):
+    """Fault 10: for a while nothing can be read or written; what was trained is not lost, nor is a step twice."""
+    sweep = Sweep(tmp_path / "sweep", iterations=ITERATIONS)
+    sweep.storage = address = "s3://detsweep/experiments"
+    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with FlakyProxy(s3["AWS_ENDPOINT_URL"]) as proxy:
+        sweep.start("--tracking-uri", database, AWS_ENDPOINT_URL=proxy.url)
+        try:
+            sweep.wait(lambda: len(checkpoints(address)) >= 2, "two checkpoints")
+            proxy.mode("503")
+            time.sleep(20)
+            proxy.mode("up")
+            output, error = sweep.process.communicate(timeout=200)
+        finally:
+            sweep.kill()
+        assert "Traceback" not in error, error
+        assert sweep.process.returncode in (0, 3, 4), error
+        document = sweep.run(0, "--tracking-uri", database, AWS_ENDPOINT_URL=proxy.url)
+    (row,) = document["rows"]
+    record = Ledger(address).record(row["identity"])
+    assert all(attempt["from_step"] >= 5 for attempt in record.history[1:])
+    assert list(journal.every_step(record.journal, "loss")) == list(range(1, ITERATIONS + 1))
+    wasted = sum(attempt["to_step"] - attempt["from_step"] for attempt in record.history) - ITERATIONS
+    completed = "yes" if sweep.process.returncode == 0 and len(record.history) == 1 else "by itself or the next command"
+    measured(
+        "10: bucket answers 503 for 20 s", completed=completed, wasted=wasted, said=json.loads(output)["error"] or "–"
+    )
 
 
 def test_mlflow_on_postgresql_with_files_in_a_bucket(s3, tmp_path):
