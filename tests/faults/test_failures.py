@@ -44,7 +44,11 @@ def checked(sweep: Sweep, document: dict, fault: str, *, attempts: int, newest: 
 def test_a_loss_that_is_not_finite_on_one_worker_fails_that_row_alone(tmp_path, measured):
     """Fault 12."""
     sweep = Sweep(
-        tmp_path / "sweep", rows("nan").replace("at: 0.6", "at: 0.6, rank: 1") + LATE, workers=2, iterations=10
+        tmp_path / "sweep",
+        rows("nan").replace("at: 0.6", "at: 0.6, rank: 1") + LATE,
+        workers=2,
+        iterations=10,
+        plugin=FAULTY,
     )
     document = sweep.run(3, "--set", "checkpoint.every=2", "--set", "tracking.every=4")
     error = checked(sweep, document, "nan", attempts=1, newest=6)
@@ -64,7 +68,9 @@ def test_a_loss_that_is_not_finite_on_one_worker_fails_that_row_alone(tmp_path, 
 @pytest.mark.long
 def test_what_a_retry_cant_cure_is_tried_at_most_twice(tmp_path, measured):
     """Faults 10 and 13."""
-    sweep = Sweep(tmp_path / "sweep", rows("memory", "shape", "full_disk", "read_only") + LATE, iterations=10)
+    sweep = Sweep(
+        tmp_path / "sweep", rows("memory", "shape", "full_disk", "read_only") + LATE, iterations=10, plugin=FAULTY
+    )
     document = sweep.run(3)
     said = checked(sweep, document, "memory", attempts=1, newest=5)
     assert "the memory of cpu is too small for 2 images a worker at once" in said
