@@ -67,7 +67,7 @@ def build(model: str | ModelConfig | dict[str, Any], *, num_classes: int | None 
         raise InputError(f"num_classes is {classes!r}; give a whole number from 1 to 1,000,000")
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed!r}; give a whole number from 0 to 4,294,967,295")
-    if "weights" not in config.model_fields_set:
+    if "weights" not in config.model_fields_set and config.init is None:
         config = config.model_copy(update={"weights": "auto"})
         if config.backbone in IMAGENET_FILES and cached_imagenet(config.backbone) is None:
             warnings.warn(

@@ -74,6 +74,8 @@ def _train(arguments: argparse.Namespace) -> None:
     from detector.weights import resolve_weights
 
     rehearse(config)
+    # Before the data are converted, which takes far longer.
+    config = config.model_copy(update={"model": resolve_weights(config.model)})
     output = arguments.output or Path("runs") / f"{arguments.recipe}-{Path(arguments.root).resolve().name}"
     command.check_folder(output, "--output")
     if "RANK" in os.environ and not dist.is_initialized():
@@ -89,7 +91,6 @@ def _train(arguments: argparse.Namespace) -> None:
         for split in (config.data.train, config.data.val)
     ]
     config = _with_length(config, settings, len(stores[0].training_indices(config.data.keep_empty)))
-    config = config.model_copy(update={"model": resolve_weights(config.model)})
     fetch_weights(config.model)
     newest = max((output / "checkpoints").glob("step_*/step.json"), default=None)
     if distributed.rank() == 0:
