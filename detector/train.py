@@ -13,6 +13,7 @@ from typing import Any
 
 from detector import command
 from detector.config import ScheduleConfig, TrainingConfig
+from detector.data.places import Named, check_places
 from detector.errors import InputError
 from detector.keys import Setting, flat, read_settings, resolve
 from detector.plugins import Plugin
@@ -59,6 +60,8 @@ def _train(arguments: argparse.Namespace) -> None:
     model = model_config(arguments.recipe)
     settings = read_settings(arguments.set, {"data.root": "it is the command's first argument"})
     config = _config(model.model_dump(mode="json"), arguments.root, settings, command.read_plugins(arguments))
+    root, splits = Path(arguments.root).expanduser().absolute(), (config.data.train, config.data.val)
+    check_places(root, splits, Named("ROOT", "--set data.train=… or data.val=…"))
 
     import torch
     import torch.distributed as dist
@@ -83,12 +86,11 @@ def _train(arguments: argparse.Namespace) -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     device = pick_device(arguments.device)
-    root = Path(arguments.root).expanduser().absolute()
     stores = [
         ensure_store(
             root, split, output / "data", digest=data_digest(root, split, remember=output / "data" / "digests.json")
         )
-        for split in (config.data.train, config.data.val)
+        for split in splits
     ]
     config = _with_length(config, settings, len(stores[0].training_indices(config.data.keep_empty)))
     fetch_weights(config.model)

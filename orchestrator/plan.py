@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detector.config import ModelConfig, TrainingConfig
+from detector.data.places import IN_SWEEPS, check_places
 from detector.document import suggestion
 from detector.errors import InputError
 from detector.keys import Setting, flat, leaves, resolve
@@ -23,7 +24,6 @@ from orchestrator.dataset import (
     SplitFacts,
     check_boxes,
     check_categories,
-    check_places,
     remember,
     split_facts,
     undrawn_facts,
@@ -159,7 +159,7 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
     configs = [_located(draft.config, ledger.data) for draft in drafts]
     for config in configs:
         if config.data.generated is None:
-            check_places(str(config.data.root), _splits(config))
+            check_places(str(config.data.root), _splits(config), IN_SWEEPS)
     models = [resolve_weights(draft.config.model) for draft in drafts]
     facts = _Facts(ledger)
     for config in configs:
