@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detector import __version__, command
+from detector import __version__, command, plugins
 from detector.config import DataConfig, ModelConfig, PostprocessConfig
 from detector.data.coco import Category
 from detector.document import Loc, counted, listed
@@ -205,12 +205,14 @@ def _parser() -> command.Parser:
     parser.add_argument("action", choices=["inspect"], help="recognise a file, and say which conventions follow")
     parser.add_argument("file", metavar="FILE", help=".pth, .pt, .safetensors, a model's folder, or mmdet:NAME")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow store of runs:/ and models:/")
+    command.add_plugins(parser, "the file of a model's head, where that is a plug-in")
     return parser
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from detector.inspection import describe
 
+    plugins.load(command.read_plugins(arguments))
     text, fits = describe(arguments.file, arguments.tracking_uri)
     print(text)
     return 0 if fits else 2
