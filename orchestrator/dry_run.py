@@ -8,7 +8,7 @@ from typing import Any
 
 from detector.config import TrainingConfig
 from detector.keys import flat
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, PlannedRow
 from orchestrator.results import Results
 
 
@@ -18,7 +18,14 @@ def describe(plan: Plan, ledger: Results) -> str:
     lines += _rows(plan, ledger)
     lines += ["", *_trainings(plan, ledger)]
     lines += ["", *_needs(plan)]
-    lines += ["", *_common(plan), *_plugins(plan), f"storage   {plan.storage}", f"run       {plan.command}"]
+    lines += [
+        "",
+        *_common(plan),
+        *_bases(plan),
+        *_plugins(plan),
+        f"storage   {plan.storage}",
+        f"run       {plan.command}",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -35,7 +42,7 @@ def _rows(plan: Plan, ledger: Results) -> list[str]:
             state = f"continues ({record.step}/{record.iterations})" if record.step else "new"
         reused = ledger.reused_from(plan.key, row.row, row.seed, row.identity)
         state += f", from {reused}" if reused else ""
-        sets = ", ".join(f"{key}={_value(value)}" for key, value in row.differences.items())
+        sets = ", ".join([*_base(plan, row), *(f"{key}={_value(value)}" for key, value in row.differences.items())])
         table.append((row.row, str(row.seed), row.identity if row.drawn else "not drawn yet", state, sets))
     widths = [max(len(line[index]) for line in table) for index in range(5)]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table]
@@ -125,6 +132,38 @@ def _common(plan: Plan) -> list[str]:
         lines += textwrap.wrap(
             text, 110, initial_indent="note      ", subsequent_indent=" " * 10, break_on_hyphens=False
         )
+    return lines
+
+
+def _base(plan: Plan, row: PlannedRow) -> list[str]:
+    """The base of ``row`` with its head, where the rows have several bases."""
+    several = len({other.base for other in plan.rows}) > 1
+    return [f"{row.base} ({row.config.model.head.name})"] if several else []
+
+
+def _bases(plan: Plan) -> list[str]:
+    """Where the rows have several bases: what all rows of one have, and all of another have otherwise."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in plan.rows:
+        own = {*row.differences, "seed", "data.root"}
+        values = {key: value for key, value in flat(row.config).items() if key not in own}
+        groups.setdefault(row.base, []).append(values)
+    if len(groups) < 2:
+        return []
+    shared = {
+        base: {key: value for key, value in rows[0].items() if all(key in row and row[key] == value for row in rows)}
+        for base, rows in groups.items()
+    }
+    lines: list[str] = []
+    for base, values in shared.items():
+        apart = [
+            f"{key}={_value(value)}"
+            for key, value in values.items()
+            if any(key in other and other[key] != value for other in shared.values())
+        ]
+        label = f"{'' if lines else 'bases':<10}"
+        text = f"{base}: {', '.join(apart)}"
+        lines += textwrap.wrap(text, 110, initial_indent=label, subsequent_indent=" " * 12, break_on_hyphens=False)
     return lines
 
 

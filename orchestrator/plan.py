@@ -60,6 +60,8 @@ class PlannedRow:
     """Figures of the paper."""
     differences: dict[str, Any] = field(default_factory=dict)
     """What the row sets over its base, by dotted key."""
+    base: str = ""
+    """Name of that base."""
     departures: tuple[str, ...] = ()
     """Keys that decide the weights and that the profile or ``--set`` changed: not the paper's recipe."""
     train: SplitFacts | None = None
@@ -367,6 +369,7 @@ def _planned(draft: _Draft, config: TrainingConfig, model: ModelConfig, seed: in
         show=dict(draft.spec.show),
         paper=dict(draft.spec.paper),
         differences={setting.key: values.get(setting.key, setting.value) for setting in draft.spec.settings},
+        base=draft.spec.stands_on,
         departures=draft.departures,
         train=train,
         val=val,
