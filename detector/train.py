@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from detector import command
 from detector.config import ScheduleConfig, TrainingConfig
+from detector.data.places import Named, check_places
 from detector.errors import InputError
 from detector.keys import Setting, flat, read_settings, resolve
 from detector.plugins import Plugin
@@ -62,6 +63,8 @@ def _train(arguments: argparse.Namespace) -> None:
     model = model_config(arguments.recipe)
     settings = read_settings(arguments.set, {"data.root": "it is the command's first argument"})
     config = _config(model.model_dump(mode="json"), arguments.root, settings, command.read_plugins(arguments))
+    root, splits = Path(arguments.root).expanduser().absolute(), (config.data.train, config.data.val)
+    check_places(root, splits, Named("ROOT", "--set data.train=… or data.val=…"))
 
     import torch
     import torch.distributed as dist
@@ -77,6 +80,8 @@ def _train(arguments: argparse.Namespace) -> None:
     from detector.weights import resolve_weights
 
     rehearse(config)
+    # Before the data are converted, which takes far longer.
+    config = config.model_copy(update={"model": resolve_weights(config.model)})
     output = arguments.output or Path("runs") / f"{arguments.recipe}-{Path(arguments.root).resolve().name}"
     command.check_folder(output, "--output")
     if "RANK" in os.environ and not dist.is_initialized():
@@ -84,15 +89,13 @@ def _train(arguments: argparse.Namespace) -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     device = pick_device(arguments.device)
-    root = Path(arguments.root).expanduser().absolute()
     stores = [
         ensure_store(
             root, split, output / "data", digest=data_digest(root, split, remember=output / "data" / "digests.json")
         )
-        for split in (config.data.train, config.data.val)
+        for split in splits
     ]
     config = _with_length(config, settings, len(stores[0].training_indices(config.data.keep_empty)))
-    config = config.model_copy(update={"model": resolve_weights(config.model)})
     fetch_weights(config.model)
     store = CheckpointStore(output / "checkpoints", "step_")
     newest = distributed.broadcast(store.newest() if distributed.rank() == 0 else None)

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from detector.config import GeneratedDataConfig, TrainingConfig
-from detector.data.coco import CocoSplit, data_digest, find_annotations, find_images, read_split, training_boxes
+from detector.data.coco import CocoSplit, data_digest, read_split, training_boxes
+from detector.data.places import find_annotations
+from detector.document import listed
 from detector.errors import InputError
 from orchestrator.files import locked, read_json, write_json
 
@@ -36,13 +38,6 @@ class SplitFacts:
     """Whether its objects are known; those of COCO's test-dev are its server's."""
     there: bool = True
     """False for images that are yet to be generated: the digest is then not that of the data."""
-
-
-def check_places(root: str, splits: tuple[str, ...]) -> None:
-    """Raises InputError, saying what is expected where, unless annotations and images of each split are there."""
-    for split in splits:
-        find_annotations(root, split)
-        find_images(root, split)
 
 
 def split_facts(root: str, split: str, data_folder: Path) -> SplitFacts:
@@ -118,7 +113,7 @@ def check_categories(train: SplitFacts, val: SplitFacts) -> None:
         missing = [name for item in train.categories if item not in val.categories for name in [item[1]]]
         extra = [name for item in val.categories if item not in train.categories for name in [item[1]]]
         difference = "; ".join(
-            f"{words} {', '.join(names[:5])}"
+            f"{words} {listed(names, 5)}"
             for words, names in (("not in the second:", missing), ("only there:", extra))
             if names
         )

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from detector.document import listed
 from orchestrator.ledger import Ledger
 
 MOST = 6
@@ -35,7 +36,7 @@ class OtherCode:
     """Whether ``--accept-code-change`` said that it may stand for the present code's."""
 
     def __str__(self) -> str:
-        return short_list(self.files)
+        return listed(self.files, MOST)
 
 
 class History:
@@ -131,13 +132,6 @@ def files_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[
     """Sources of which ``before`` and ``after`` have different ones."""
     old, new = before.get("sources", {}), after.get("sources", {})
     return tuple(sorted(name for name in {**old, **new} if old.get(name) != new.get(name)))
-
-
-def short_list(items: Iterable[str]) -> str:
-    """The first ``MOST`` of ``items``, and how many more there are."""
-    items = list(items)
-    rest = f" and {len(items) - MOST} more" if len(items) > MOST else ""
-    return ", ".join(items[:MOST]) + rest
 
 
 def _short(value: Any) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from detector.command import while_read
 from detector.errors import InputError, UnreachableError
 from orchestrator.lease import SweepHeldError
 from orchestrator.request import SweepRequest
@@ -94,6 +95,10 @@ def answer(command: Callable[[argparse.Namespace], Answer], parser: Parser, argv
     With ``--json`` standard output carries the document and nothing else, also where libraries print, and also for
     errors.
     """
+    return while_read(lambda: _answer(command, parser, argv))
+
+
+def _answer(command: Callable[[argparse.Namespace], Answer], parser: Parser, argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     named = next((word for word in words if not word.startswith("-")), None)

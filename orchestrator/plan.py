@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detector.config import ModelConfig, TrainingConfig
+from detector.data.places import IN_SWEEPS, check_places
 from detector.document import suggestion
 from detector.errors import InputError
 from detector.keys import Setting, flat, leaves, resolve
 from detector.plugins import Plugin
 from detector.refusals import short
 from detector.weights import resolve_weights
-from orchestrator.dataset import Facts, SplitFacts, check_places
+from orchestrator.dataset import Facts, SplitFacts
 from orchestrator.history import History, OtherCode
 from orchestrator.identity import basis, deciding, evaluation_identity, flattened, identity
 from orchestrator.ledger import Ledger
@@ -53,6 +54,8 @@ class PlannedRow:
     """Figures of the paper."""
     differences: dict[str, Any] = field(default_factory=dict)
     """What the row sets over its base, by dotted key."""
+    base: str = ""
+    """Name of that base."""
     departures: tuple[str, ...] = ()
     """Keys that decide the weights and that the profile or ``--set`` changed: not the paper's recipe."""
     train: SplitFacts | None = None
@@ -171,7 +174,7 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
     configs = [_located(draft.config, ledger.data) for draft in drafts]
     for config in configs:
         if config.data.generated is None:
-            check_places(str(config.data.root), _splits(config))
+            check_places(str(config.data.root), _splits(config), IN_SWEEPS)
     models = [resolve_weights(draft.config.model) for draft in drafts]
     facts = Facts(ledger.data)
     for config in configs:
@@ -341,6 +344,7 @@ def _planned(draft: _Draft, config: TrainingConfig, model: ModelConfig, seed: in
         show=dict(draft.spec.show),
         paper=dict(draft.spec.paper),
         differences={setting.key: values.get(setting.key, setting.value) for setting in draft.spec.settings},
+        base=draft.spec.stands_on,
         departures=draft.departures,
         train=train,
         val=val,

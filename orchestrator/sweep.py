@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from detector.document import listed
 from detector.errors import InputError
 from orchestrator.dry_run import describe
-from orchestrator.history import short_list
+from orchestrator.history import MOST
 from orchestrator.identity import deciding, digest
 from orchestrator.ledger import Ledger
 from orchestrator.options import Answer, Parser, add_sweep_options, answer, positive, positive_number, sweep_request
@@ -117,12 +118,12 @@ def refuse_other_code(plan: Plan) -> None:
     """Raises InputError where a row has been trained, or begun, by other code, and nothing was said about it."""
     rows = [row for row in plan.rows if row.other_code is not None and not row.other_code.accepted]
     if rows:
-        names = dict.fromkeys(row.row for row in rows)
-        files = dict.fromkeys(file for row in rows if row.other_code is not None for file in row.other_code.files)
+        names = list(dict.fromkeys(row.row for row in rows))
+        files = sorted({file for row in rows if row.other_code is not None for file in row.other_code.files})
         raise InputError(
-            f"{short_list(names)} {'was' if len(names) == 1 else 'were'} trained before the code that decides the "
-            f"weights was changed ({short_list(files)}); --accept-code-change uses what is there all the same, and the "
-            "report says so; --fresh, with --only for single rows, trains anew; --dry-run shows more"
+            f"{listed(names, MOST)} {'was' if len(names) == 1 else 'were'} trained before the code that decides the "
+            f"weights was changed ({listed(files, MOST)}); --accept-code-change uses what is there all the same, and "
+            "the report says so; --fresh, with --only for single rows, trains anew; --dry-run shows more"
         )
 
 

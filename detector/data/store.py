@@ -28,10 +28,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from pydantic import BaseModel, ValidationError
 
-from detector.data.coco import Category, find_annotations, read_split, training_boxes
+from detector.data.coco import Category, read_split, training_boxes
 from detector.data.conversion import FORMAT, write_store
 from detector.data.ending import ends_in_order
 from detector.data.images import decode_image
+from detector.data.places import find_annotations
 from detector.errors import InputError, UnreachableError
 
 _ANNOTATIONS = "annotations.arrow"

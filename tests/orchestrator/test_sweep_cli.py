@@ -77,6 +77,30 @@ def test_help_and_dry_run_import_nothing_heavy(table: Path) -> None:
     assert "model.assigner.predicted_weight=up" in out
 
 
+def test_a_dry_run_tells_rows_of_several_bases_apart(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweeps/table4.yaml", "--profile", "laptop", "--dry-run"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    for name, base in (("GFLV2 + CIoUs", "gflv2_r50_2x (gflv2)"), ("VFNet + CIoUs", "vfnet_r50_2x (vfnet)")):
+        (row,) = (line for line in lines if line.startswith(name))
+        assert row.endswith(f"  {base}, model.assigner.predicted_weight=1")
+    start = next(number for number, line in enumerate(lines) if line.startswith("bases "))
+    end = next(number for number, line in enumerate(lines) if line.startswith("storage "))
+    first, _, second = " ".join(" ".join(lines[start:end]).split()).partition(" vfnet_r50_2x: ")
+    assert first.startswith("bases gflv2_r50_2x: ")
+    for head, warmup, text in (("gflv2", "0.001", first), ("vfnet", "0.1", second)):
+        assert f"model.head.name={head}," in text
+        assert f"schedule.warmup_factor={warmup}," in text
+        assert "model.backbone" not in text, "the profile gives all rows the same"
+        assert "predicted_weight" not in text, "rows say it themselves"
+
+
+def test_a_dry_run_of_one_base_doesn_t_name_it(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([str(table), "--dry-run"]) == 0
+    out = capfd.readouterr().out
+    assert "  new    model.assigner.predicted_weight=1\n" in out
+    assert "bases" not in out
+
+
 def test_json_of_a_dry_run_stands_alone_on_standard_output(table: Path) -> None:
     status, out, err = run(str(table), "--dry-run", "--json", "--seeds", "0,1", "--only", "1:1")
     assert (status, err.strip(), out.count("\n")) == (0, "heavy:", 1)
