@@ -169,6 +169,26 @@ def connected(address: str | None) -> Iterator[Nodes]:
         ray.shutdown()
 
 
+def free_leftovers() -> None:
+    """Gives back the room that jobs of this cluster hold although they have ended.
+
+    Ray keeps a placement group whose request arrives as its job ends, which happens where a driver goes while its
+    training waits for nodes. What was made to outlive its job stays.
+    """
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+    from ray.util.state import list_jobs, list_placement_groups
+
+    # The state of a cluster is told by its dashboard, which may be slow or not there.
+    with contextlib.suppress(Exception):
+        jobs = list_jobs(limit=10_000)
+        alive = {job.job_id for job in jobs if job.status in ("PENDING", "RUNNING")}
+        ended = {job.job_id for job in jobs} - alive
+        for group in list_placement_groups(limit=10_000, detail=True, filters=[("state", "!=", "REMOVED")]):
+            if group.creator_job_id in ended and not group.is_detached:
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group.placement_group_id))))
+
+
 def _start_here(**options: Any) -> None:
     """Starts a local Ray. It gives its node 30 seconds, which a busy machine may not keep: then it is tried again."""
     import ray

@@ -47,6 +47,10 @@ def cause(error: BaseException) -> str:
     lost = next((one for one in found if _died(one)), None)
     if lost is not None and not any(is_ours(one) for one in found):
         return f"a worker was killed or its node was lost ({_whose(lost)})"
+    if is_lost(error):
+        text = " ".join(str(next(one for one in found if _went_away(one))).split())
+        words = next((words for words in _PEER_LOST if words in text.lower()), "")
+        return f"a worker was killed or its node was lost (another one was told: {words or text[:200]})"
     return sentence(max(found, key=is_ours))
 
 

@@ -170,6 +170,7 @@ class _Pass:
         if cluster.here:
             nodes.check_room(cluster, needs.values())
         else:
+            nodes.free_leftovers()
             await_room(needs.values(), self._limits.wait_for_nodes_s or 0.0)
             expected = expect(self.ledger.address, self.plan.key, *data_of(self.plan, todo))
             cluster = examine_all(expected, self.plan.tracking_uri)

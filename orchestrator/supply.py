@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import threading
 import time
@@ -15,6 +16,8 @@ from orchestrator.nodes import Need, Node, Nodes
 from orchestrator.probe import Expected, check, check_server, probe, summary
 
 LOOK_S = 3.0
+FREE_LOOKS = 10
+"""At so many looks at the nodes, room that ended jobs hold is given back."""
 WAIT_S = 600.0
 """How long room that was lost is waited for, unless something else is asked for."""
 
@@ -87,7 +90,11 @@ class Supply:
             raise self._error
 
     def _follow(self) -> None:
-        while not self._stop.wait(LOOK_S):
+        for look in itertools.count(1):
+            if self._stop.wait(LOOK_S):
+                return
+            if look % FREE_LOOKS == 0:
+                nodes.free_leftovers()
             # A cluster that is gone is noticed by whoever schedules on it.
             with contextlib.suppress(Exception):
                 self._look()

@@ -129,6 +129,11 @@ class Sweep:
         )
 
 
+def executed(record: Record) -> int:
+    """Iterations of all attempts of a finished training."""
+    return sum(attempt.get("to_step", record.iterations) - attempt["from_step"] for attempt in record.history)
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Of the finished model beside a training's status."""
     from safetensors.torch import load_file

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from orchestrator import journal
 from orchestrator.files import read_json
 from orchestrator.ledger import Ledger
-from tests.faults.sweeps import Sweep
+from tests.faults.sweeps import Sweep, executed
 
 ROWS = """  - {name: plain}
   - {name: "1:1", set: {model.assigner.predicted_weight: 1}}
@@ -65,7 +65,7 @@ def check_continued(sweep: Sweep, document: dict, *, killed: int) -> int:
         assert all(attempt["from_step"] >= 5 for attempt in record.history[1:])
         assert list(journal.every_step(record.journal, "loss")) == list(range(1, ITERATIONS + 1))
         if row["row"] != "same":  # it shares the training of another
-            wasted += sum(attempt["to_step"] - attempt["from_step"] for attempt in record.history) - ITERATIONS
+            wasted += executed(record) - ITERATIONS
     client = MlflowClient(tracking_uri=f"sqlite:///{sweep.storage / 'mlflow.db'}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     names = sorted(run.data.tags.get("row", run.data.tags["sweep"]) for run in runs)

@@ -77,7 +77,8 @@ def test_what_a_retry_cant_cure_is_tried_at_most_twice(tmp_path, measured):
     assert "set resources.micro_batch_size=1" in said
     measured("13: out of memory", completed="the other rows", said=said)
     said = checked(sweep, document, "shape", attempts=2, newest=5)
-    assert said.startswith("RuntimeError: mat1 and mat2 shapes cannot be multiplied")
+    assert said.startswith("RuntimeError: ")
+    assert "mat1 and mat2 shapes cannot be multiplied" in said
     measured("13: error of shapes", completed="the other rows", said=said)
     for fault, words in (("full_disk", "No space left on device"), ("read_only", "Read-only file system")):
         said = checked(sweep, document, fault, attempts=1, newest=5)

@@ -20,7 +20,7 @@ from orchestrator import journal
 from orchestrator.ledger import Ledger
 from orchestrator.tracking import Tracker
 from tests.faults.servers import FlakyProxy, mlflow_server, postgresql, s3_server
-from tests.faults.sweeps import Sweep
+from tests.faults.sweeps import Sweep, executed
 from tests.faults.test_tracking_server import check_all_there, make_plan, trainings
 
 pytestmark = pytest.mark.long
@@ -71,7 +71,7 @@ def test_a_sweep_in_a_bucket_survives_the_loss_of_the_machine_that_drove_it(s3, 
     assert steps == list(range(1, ITERATIONS + 1))
     model = detector.load(f"runs:/{row['run_id']}/model", device="cpu", tracking_uri=database)
     assert model.config.backbone == "r18"
-    wasted = sum(attempt["to_step"] - attempt["from_step"] for attempt in record.history) - ITERATIONS
+    wasted = executed(record) - ITERATIONS
     measured("7: machine lost, storage in a bucket", wasted=wasted)
     measured("8: two drivers at once, a bucket", wasted=0, said=refused["error"])
 
@@ -139,7 +139,7 @@ def test_a_sweep_goes_on_after_its_bucket_answered_503(s3, tmp_path, measured):
     record = Ledger(address).record(row["identity"])
     assert all(attempt["from_step"] >= 5 for attempt in record.history[1:])
     assert list(journal.every_step(record.journal, "loss")) == list(range(1, ITERATIONS + 1))
-    wasted = sum(attempt["to_step"] - attempt["from_step"] for attempt in record.history) - ITERATIONS
+    wasted = executed(record) - ITERATIONS
     completed = "yes" if sweep.process.returncode == 0 and len(record.history) == 1 else "by itself or the next command"
     measured(
         "10: bucket answers 503 for 20 s", completed=completed, wasted=wasted, said=json.loads(output)["error"] or "–"

@@ -21,7 +21,7 @@ from orchestrator import journal
 from orchestrator.ledger import Ledger
 from tests.faults.clusters import LocalCluster, local_cluster
 from tests.faults.conftest import Measure
-from tests.faults.sweeps import Sweep
+from tests.faults.sweeps import Sweep, executed
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(2400)]
 ITERATIONS, EVERY = 80, 5
@@ -87,15 +87,15 @@ def test_twelve_trainings_while_something_dies_every_minute(tmp_path: Path, meas
     assert len(killed) >= 3, killed
     assert table(document) == undisturbed
     ledger, calm_ledger = Ledger(rough.storage), Ledger(calm.storage)
-    executed = 0
+    total = 0
     for row in document["rows"]:
         record = ledger.record(row["identity"])
         losses = journal.every_step(record.journal, "loss")
         assert list(losses) == list(range(1, ITERATIONS + 1))
         assert losses == journal.every_step(calm_ledger.record(row["identity"]).journal, "loss")
-        executed += sum(attempt["to_step"] - attempt["from_step"] for attempt in record.history)
+        total += executed(record)
     # A worker tells its steps every few seconds, so the last of a killed one may be older than it was.
-    wasted = executed - 12 * ITERATIONS
+    wasted = total - 12 * ITERATIONS
     assert wasted <= 2 * (EVERY + 30) * len(killed)
     client = MlflowClient(tracking_uri=f"sqlite:///{rough.storage / 'mlflow.db'}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])

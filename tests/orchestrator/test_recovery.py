@@ -65,6 +65,12 @@ def test_lost_workers_are_replaced_as_long_as_there_are_new_checkpoints():
     assert Retries().again(group(_0=SHAPE), stalled=True, step=0)
 
 
+def test_who_is_told_by_the_network_that_another_went_away_says_so_in_words():
+    assert cause(group(_0=PEER)) == (
+        "a worker was killed or its node was lost (another one was told: connection closed by peer)"
+    )
+
+
 def test_an_error_is_tried_once_more_and_our_own_not_at_all():
     retries = Retries()
     assert [retries.again(group(_0=SHAPE), stalled=False, step=10 * n) for n in range(ERROR_RETRIES + 1)] == [
