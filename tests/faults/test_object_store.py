@@ -176,3 +176,21 @@ def test_mlflow_on_postgresql_with_files_in_a_bucket(s3, tmp_path):
         )
         folder = Path(client.download_artifacts(run.info.run_id, "model", str(tmp_path)))
         assert (folder / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_sweep_with_storage_and_artifacts_in_a_bucket_and_runs_on_postgresql(s3, tmp_path):
+    """Nothing of it lies on this machine."""
+    sweep = Sweep(tmp_path / "sweep", iterations=10)
+    sweep.storage = address = "s3://detsweep/experiments"
+    with (
+        postgresql() as database,
+        mlflow_server(tmp_path, store=database, artifacts="s3://detsweep/artifacts", **s3) as url,
+    ):
+        (row,) = sweep.run(0, "--tracking-uri", url)["rows"]
+        assert (row["state"], Ledger(address).record(row["identity"]).state) == ("finished", "finished")
+        client = MlflowClient(tracking_uri=url)
+        assert client.get_run(row["run_id"]).info.status == "FINISHED"
+        steps = [metric.step for metric in client.get_metric_history(row["run_id"], "loss")]
+        assert steps == list(range(1, 11))
+        folder = client.download_artifacts(row["run_id"], "model", str(tmp_path))
+        assert detector.load(folder, device="cpu").config.backbone == "r18"
