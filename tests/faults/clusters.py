@@ -9,10 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.faults.sweeps import Sweep
-
-ROOT = Path(__file__).parents[2]
-TOKEN = {"RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}
+from tests.faults.sweeps import ROOT, Sweep
 
 
 class LocalCluster:
@@ -39,7 +36,7 @@ class LocalCluster:
 
     def start(self, sweep: Sweep, *options: str) -> subprocess.Popen:
         """Starts a sweep here."""
-        return sweep.start("--address", self.address, *options, **TOKEN)
+        return sweep.start("--address", self.address, *options, RAY_AUTH_MODE="token")
 
 
 @contextlib.contextmanager

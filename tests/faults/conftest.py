@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.faults.sweeps import ROOT
+
 KEY = "faults/passed"
 COLUMNS = ("fault", "completed", "steps wasted", "seconds to recover", "duplicates", "damaged", "what was said")
 Measure = Callable[..., None]

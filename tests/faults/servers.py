@@ -130,7 +130,7 @@ def postgresql() -> Iterator[str]:
             while subprocess.run(create, stderr=subprocess.DEVNULL).returncode:
                 assert time.monotonic() < until, (folder / "server.log").read_text()
                 time.sleep(0.2)
-            yield f"postgresql://detsweep@127.0.0.1:{port}/mlflow"
+            yield f"postgresql+psycopg2://detsweep@127.0.0.1:{port}/mlflow"
         finally:
             process.send_signal(signal.SIGINT)  # a fast shutdown
             process.wait(60)

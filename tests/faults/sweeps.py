@@ -30,6 +30,7 @@ checkpoint: {{every: 5}}
 tracking: {{every: 1}}
 resources: {{workers: {workers}, cpus_per_worker: 1, loader_workers: 0, stall_timeout_s: {stall}}}
 """
+ROOT = Path(__file__).parents[2]
 PLAIN = "  - {name: plain}\n"
 
 
@@ -63,7 +64,7 @@ class Sweep:
         self.process = subprocess.Popen(
             [*command, *options],
             cwd=self.folder,
-            env=kept | environment,
+            env=kept | {"PYTHONPATH": str(ROOT)} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pipesize=1 << 20,  # read at the end; it must not wait for that

@@ -13,10 +13,9 @@ import pytest
 
 from orchestrator.cancellation import CANCELLED
 from tests.faults.conftest import Measure
-from tests.faults.sweeps import Sweep
+from tests.faults.sweeps import ROOT, Sweep
 
 pytestmark = pytest.mark.faults
-ROOT = Path(__file__).parents[2]
 ROWS = "  - {name: kept}\n  - {name: edited, set: {schedule.learning_rate: 0.002}}\n"
 
 
