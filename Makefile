@@ -1,13 +1,14 @@
 # make demo: the laptop sweep of Table 3 on generated data. make tables: every row of all five tables for ten iterations.
-# make test: all quick tests. make slow: the others. make overfit: every head and assigner learns eight images by heart.
-# make statistics: the report's statistics on simulated sweeps. Each makes the environment first.
+# make test: all quick tests. make slow: the others, but for faults. make faults: all that kill, freeze, damage and
+# fill. make overfit: every head and assigner learns eight images by heart. make statistics: the report's statistics on
+# simulated sweeps. Each makes the environment first.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo tables test slow overfit statistics lint format benchmarks clean
+.PHONY: demo tables test slow faults overfit statistics lint format benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m orchestrator.sweep sweeps/table3.yaml --profile laptop --storage $(CURDIR)/demo
@@ -23,6 +24,9 @@ test: $(VENV)/.installed
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+faults: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/faults -m "long or not long" --resume -rs
 
 overfit: $(VENV)/.installed
 	$(BIN)/python -m tests.overfit

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
+from detector.checkpoints import check_finite
 from detector.config import ModelConfig
 from detector.errors import InputError
 from detector.layers import DeformableConv
@@ -193,4 +194,5 @@ def read_state(file: str) -> dict[str, Tensor]:
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"model.weights: {path} holds no state dict; save one by torch.save(model.state_dict(), path)")
+    check_finite(state, f"model.weights: {path}")
     return {key.removeprefix("module."): value for key, value in state.items()}

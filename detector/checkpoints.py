@@ -9,14 +9,14 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detector import __version__, command
+from detector import __version__, command, plugins
 from detector.config import DataConfig, ModelConfig, PostprocessConfig
 from detector.data.coco import Category
-from detector.document import Loc
+from detector.document import Loc, counted, listed
 from detector.errors import InputError
 from detector.origins import WEIGHTS
 from detector.refusals import checked
@@ -30,6 +30,7 @@ DESCRIPTION, STATE, STEP = "config.json", "state.pt", "step.json"
 FORMAT = 1
 # What the layer that depends on the number of classes is called in every head.
 CLASS_LAYER = "head.class_logits."
+FINITE_REMEDY = "take an earlier checkpoint of that training, or fetch the file again"
 
 
 def save_model(model: Detector, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
@@ -81,15 +82,33 @@ def load_model(
     )  # fmt: skip
     if wrong:
         source = source or folder / WEIGHTS
-        what = f"{len(wrong)} tensors differ, such as {', '.join(wrong[:3])}"
+        what = f"{counted(len(wrong), 'tensor')} {'differs' if len(wrong) == 1 else 'differ'} ({listed(wrong, 3)})"
         if all(key.startswith(CLASS_LAYER) for key in wrong):
             what = f"its class layer is for another number of classes than the {len(categories)} that it names"
         raise InputError(
             f"{source} doesn't fit the model of the {DESCRIPTION} beside it: {what}. To start a training from what "
             f"fits, set model.init: {source}"
         )
+    check_finite(tensors, source or folder / WEIGHTS)
     model.network.load_state_dict(tensors)
     return model.eval()
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the ``tensors`` with NaN or infinite values, in their order."""
+    return [key for key, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: Path | str) -> None:
+    """Raises InputError where ``tensors``, out of ``source``, aren't all finite."""
+    if wrong := not_finite(tensors):
+        raise InputError(f"{source}: {broken(wrong, len(tensors))}, and nothing was loaded; {FINITE_REMEDY}")
+
+
+def broken(wrong: Sequence[str], of: int) -> str:
+    """What is to be said of ``wrong``, the names of tensors that aren't finite."""
+    verb = "has" if len(wrong) == 1 else "have"
+    return f"{len(wrong):,} of its {counted(of, 'tensor')} {verb} NaN or infinite values, the first is {wrong[0]}"
 
 
 def read_description(folder: Path) -> tuple[ModelConfig, list[Category], DataConfig]:
@@ -157,18 +176,6 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def read_step(folder: Path) -> int:
-    """The iterations behind the checkpoint in ``folder``. Raises InputError when it is damaged."""
-    try:
-        step = json.loads((folder / STEP).read_text())["step"]
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            raise ValueError(f"step is {step!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"the checkpoint {folder} is incomplete or damaged ({STEP}: {reason}); remove it") from error
-    return step
-
-
 def write_json(path: Path, content: Any) -> None:
     """Writes ``content`` so that a reader sees the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -186,12 +193,14 @@ def _parser() -> command.Parser:
     parser.add_argument("action", choices=["inspect"], help="recognise a file, and say which conventions follow")
     parser.add_argument("file", metavar="FILE", help=".pth, .pt, .safetensors, a model's folder, or mmdet:NAME")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow store of runs:/ and models:/")
+    command.add_plugins(parser, "the file of a model's head, where that is a plug-in")
     return parser
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from detector.inspection import describe
 
+    plugins.load(command.read_plugins(arguments))
     text, fits = describe(arguments.file, arguments.tracking_uri)
     print(text)
     return 0 if fits else 2

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from detector.errors import InputError, TrainingError, UnreachableError
 from detector.plugins import Plugin, read_plugin
@@ -70,10 +72,50 @@ def output_folder(path: Path) -> Path:
     return path
 
 
+# As for a program that SIGPIPE ends.
+NO_READER = 141
+
+
 def run(
     command: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> int:
-    """Runs ``command`` on the parsed ``argv``. 0: done; 2: wrong input; 3: the training failed; 4: out of reach."""
+    """Runs ``command`` on the parsed ``argv``.
+
+    0: done; 2: wrong input; 3: the training failed; 4: out of reach; 130: interrupted; 141: no reader.
+    """
+    return while_read(lambda: _status(command, parser, argv))
+
+
+def while_read(command: Callable[[], int]) -> int:
+    """The exit status of ``command``; ``NO_READER``, and no traceback, where ``| head`` has read enough."""
+    try:
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()  # not left to the interpreter's end, which would print the error
+    except BrokenPipeError:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+        if not closed:  # another pipe, such as one between processes: that is a fault
+            raise
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        for stream in closed:
+            os.dup2(nothing, stream.fileno())  # takes what is still buffered
+        os.close(nothing)
+        return NO_READER
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return bool(poll.poll(0))
+    except (OSError, ValueError):  # no file behind it
+        return False
+
+
+def _status(
+    command: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> int:
     try:
         return command(parser.parse_args(argv)) or 0
     except InputError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from detector.data.coco import Category
+from detector.errors import InputError
 from detector.pictures import read_picture
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class Detections:
     """(D,) int64, 0..C-1."""
     categories: Sequence[Category]
     """The data set's categories, by label."""
+    size: tuple[int, int] | None = None
+    """Height and width of the image whose pixels the boxes are in, where that is known."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -53,7 +57,8 @@ class Detections:
 
     def scaled(self, x: float, y: float) -> Detections:
         """The same with boxes stretched by ``x`` and ``y``: from pixels of the input to those of the original image."""
-        return replace(self, boxes=self.boxes * self.boxes.new_tensor((x, y, x, y)))
+        # How the sides of the other image are rounded is not known here.
+        return replace(self, boxes=self.boxes * self.boxes.new_tensor((x, y, x, y)), size=None)
 
     def mirrored(self, width: int) -> Detections:
         """The same in the mirrored image, of that ``width``."""
@@ -61,7 +66,9 @@ class Detections:
         return replace(self, boxes=torch.stack((width - right, top, width - left, bottom), dim=1))
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Entries of a COCO results file: boxes xywh."""
+        """Entries of a COCO results file: boxes xywh. Raises InputError unless ``image_id`` is a whole number."""
+        if isinstance(image_id, bool) or not isinstance(image_id, Integral):
+            raise InputError(f"image_id is {image_id!r}; give the image's id in the data set, a whole number")
         sizes = self.boxes[:, 2:] - self.boxes[:, :2]
         boxes = torch.cat((self.boxes[:, :2], sizes), dim=1).tolist()
         rows = zip(boxes, self.scores.tolist(), self.category_ids.tolist(), strict=True)
@@ -74,8 +81,15 @@ class Detections:
         """A copy of ``image``, the one that was predicted on in any form, with boxes, names and scores.
 
         Upright, as the boxes are; a very large image is drawn at the size at which it is read (`detector.pictures`).
+        Raises InputError for an image of another size.
         """
         picture = read_picture(image)
+        if self.size is not None and picture.size != self.size:
+            given, own = (f"{width} x {height}" for height, width in (picture.size, self.size))
+            raise InputError(
+                f"the image to draw on is {given} pixels, and the boxes are in pixels of one of {own}; draw on the "
+                "image that was predicted on, or on another after scaled(x, y), which stretches the boxes"
+            )
         drawn = Image.fromarray(picture.pixels)
         pen = ImageDraw.Draw(drawn)
         width = max(1, round(max(drawn.size) / 400))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,18 @@ def suggestion(name: str, valid: Iterable[str], *, many: int = 12) -> str:
         return f'did you mean "{near}"?'
     if not names:
         return "there are none"
-    more = f" and {len(names) - many} more" if len(names) > many else ""
-    return f"valid are: {', '.join(names[:many])}{more}"
+    return f"valid are: {listed(names, many)}"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 key``, ``3 keys``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def listed(names: Sequence[str], many: int | None = None) -> str:
+    """All of ``names``, or the first ``many`` and how many more there are."""
+    rest = "" if many is None or len(names) <= many else f" and {len(names) - many} more"
+    return ", ".join(names[:many]) + rest
 
 
 def _value(

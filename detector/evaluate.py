@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detector import command, plugins
+from detector.data.places import Named, check_places
+from detector.document import listed
 from detector.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     views = command.views(arguments)
     Options(**views)  # what means nothing is refused before anything is read
+    check_places(arguments.data, [arguments.split], Named("--data"))
     command.output_folder(arguments.out)
     plugins.load(command.read_plugins(arguments))
     model = load(arguments.model, device=arguments.device, tracking_uri=arguments.tracking_uri)
@@ -89,9 +92,9 @@ def _check_categories(mine: Sequence[Category], theirs: Sequence[Category], wher
     for category in theirs:
         if names.get(category.id) != category.name:
             known = f"{names[category.id]!r}" if category.id in names else "unknown"
-            few, some = (", ".join(each.name for each in side[:5]) for side in (mine, theirs))
+            few, some = (listed([each.name for each in side], 5) for side in (mine, theirs))
             raise InputError(
-                f"the model finds {len(mine)} categories ({few}, …), but {where} has {len(theirs)} ({some}, …): "
+                f"the model finds {len(mine)} categories ({few}), but {where} has {len(theirs)} ({some}): "
                 f"category {category.id} is {category.name!r} there and {known} to the model; "
                 "evaluate it on data of its own kind"
             )

@@ -6,7 +6,7 @@ import contextlib
 import io
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,8 +52,12 @@ def evaluate(
     loader_workers: int = 0,
     label: str = "",
     options: Options | None = None,
+    tell: Callable[[], None] = lambda: None,
+    alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Evaluation:
     """Runs ``model`` on all images of ``store`` and compares with its annotations.
+
+    Calls ``tell`` after every image, and is inside ``alone()`` while rank 0 compares and the others wait.
 
     All processes of the default group take part, each with its share, and all get the result's metrics; per class
     figures and detections are rank 0's. A split without annotations has detections and no figures. ``options`` None is
@@ -73,20 +77,22 @@ def evaluate(
         found[image_id] = [row for row in seen.to_coco(image_id) if row["category_id"] in wanted]
         if progress:
             progress.update(len(found))
+        tell()
     if progress:
         progress.close()
     gathered = distributed.gather(found)
     if distributed.rank() != 0:
         return Evaluation(distributed.broadcast(None))
-    entries = {image: rows for part in gathered for image, rows in part.items()}
-    detections = [row for image in store.image_ids.tolist() for row in entries[image]]
-    figures, per_class = coco_figures(store.coco_annotations(), detections) if store.has_annotations else ({}, [])
-    seconds = time.perf_counter() - began
-    metrics: dict[str, float | None] = {
-        **figures,
-        "inference_ms": inference_ms(model, _sample(store), data, options),
-        "eval_seconds": seconds,
-    }
+    with alone():
+        entries = {image: rows for part in gathered for image, rows in part.items()}
+        detections = [row for image in store.image_ids.tolist() for row in entries[image]]
+        figures, per_class = coco_figures(store.coco_annotations(), detections) if store.has_annotations else ({}, [])
+        seconds = time.perf_counter() - began
+        metrics: dict[str, float | None] = {
+            **figures,
+            "inference_ms": inference_ms(model, _sample(store), data, options),
+            "eval_seconds": seconds,
+        }
     return Evaluation(distributed.broadcast(metrics), per_class, detections, device_name(model.device))
 
 

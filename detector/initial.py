@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from detector.checkpoints import CLASS_LAYER, DESCRIPTION, read_description, read_weights
+from detector.checkpoints import CLASS_LAYER, DESCRIPTION, check_finite, read_description, read_weights
 from detector.config import ModelConfig
 from detector.data.coco import Category
+from detector.document import counted, listed
 from detector.errors import InputError
 from detector.foreign.published import find_published, is_published
 from detector.keys import flat
 from detector.origins import TRACKED, WEIGHTS, locate
+from detector.signatures import first_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +67,11 @@ def resolve_init(config: ModelConfig) -> ModelConfig:
                 "reads, runs:/…, models:/… or mmdet:NAME"
             )
         path = locate(init).absolute()
+        if not path.is_dir():
+            try:
+                first_bytes(path)
+            except InputError as error:
+                raise InputError(f"model.init: {error}") from error
         init = str(path.parent if path.name == WEIGHTS and (path.parent / DESCRIPTION).is_file() else path)
         folder = path if path.is_dir() else path.parent
         if path.is_dir() or (folder / DESCRIPTION).is_file():
@@ -74,7 +81,13 @@ def resolve_init(config: ModelConfig) -> ModelConfig:
 
 
 def read_whole(source: str) -> Whole:
-    """The detector that a resolved ``init`` names. Raises InputError where it is none."""
+    """The detector that a resolved ``init`` names. Raises InputError where it is none or isn't finite."""
+    whole = _read_whole(source)
+    check_finite(whole.tensors, f"model.init: {source}")
+    return whole
+
+
+def _read_whole(source: str) -> Whole:
     from detector.foreign.conversion import Reading
     from detector.loading import read_file
 
@@ -110,7 +123,7 @@ def start_from(model: Detector) -> None:
     lost = [key for key in new if key.startswith("backbone.") and ".offset." not in key]
     theirs, ours = whole.config, model.config
     if lost or theirs.norm != ours.norm:
-        count = f": {len(lost)} tensors don't fit, such as {lost[0]}" if lost else ""
+        count = f": {counted(len(lost), 'tensor')} of it can't be taken, the first is {lost[0]}" if lost else ""
         raise InputError(
             f"model.init: the backbone of {source} is {theirs.backbone} with {theirs.norm}, and model.backbone is "
             f"{ours.backbone} with model.norm {ours.norm}{count}; set model.backbone: {theirs.backbone} and "
@@ -132,10 +145,9 @@ def _other_classes(theirs: Sequence[Category], ours: Sequence[Category]) -> bool
 def _report(
     source: str, theirs: ModelConfig, ours: ModelConfig, taken: dict, skipped: Sequence[str], new: Sequence[str]
 ) -> list[str]:
-    lines = [f"starting from {source}: {len(taken)} tensors taken"]
+    lines = [f"starting from {source}: {counted(len(taken), 'tensor')} taken"]
     for word, keys in (("skipped, for they don't fit", skipped), ("new", new)):
-        more = ", …" if len(keys) > SHOWN else ""
-        lines.append(f"  {len(keys)} {word}" + (f": {', '.join(keys[:SHOWN])}{more}" if keys else ""))
+        lines.append(f"  {len(keys)} {word}" + (f": {listed(keys, SHOWN)}" if keys else ""))
     there, here = flat(theirs), flat(ours)
     lines += [
         f"  careful: model.{key} is {here[key]} here, but the tensors were trained with {there[key]}"

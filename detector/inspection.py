@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from detector.checkpoints import load_model
+from detector.checkpoints import FINITE_REMEDY, broken, load_model, not_finite
 from detector.config import ModelConfig
+from detector.document import listed
 from detector.foreign.conversion import LONG_SIDE, SHORT_SIDE, Reading
 from detector.keys import flat
 from detector.loading import read_file
@@ -18,6 +19,9 @@ CONVENTIONS = (
     *("postprocess.score_threshold", "postprocess.threshold_on", "postprocess.ranking", "postprocess.score"),
     *("postprocess.nms_iou", "postprocess.max_detections"),
 )
+# Heads that without a quality branch give class scores alone: nothing is multiplied, whatever the configuration says.
+# GFLV2 has a quality of its own without such a branch.
+BY_CLASS_SCORE = ("atss", "retinanet", "gfl", "vfnet")
 
 
 def describe(source: str, tracking_uri: str | None = None) -> tuple[str, bool]:
@@ -36,12 +40,16 @@ def describe(source: str, tracking_uri: str | None = None) -> tuple[str, bool]:
         *_model(found.config, [category.name for category in found.categories]),
         f"images: {SHORT_SIDE} by at most {LONG_SIDE} pixels, resized as by {found.layout.resize}",
     ]
-    if found.fits:
+    wrong = not_finite(found.state)
+    if found.loads:
         lines.append("everything matches: detector.load reads it")
-    else:
+    elif not found.fits:
         lines += ["it doesn't fit, and detector.load refuses it:", *(f"  {text}" for text in found.problems(None))]
-        lines.append(f"to start a training from what fits: model.init: {path}")
-    return "\n".join(lines), found.fits
+        if not wrong:
+            lines.append(f"to start a training from what fits: model.init: {path}")
+    if wrong:
+        lines.append(f"{broken(wrong, len(found.state))}, and detector.load refuses it: {FINITE_REMEDY}")
+    return "\n".join(lines), found.loads
 
 
 def _ours(source: str, model: Detector) -> str:
@@ -53,9 +61,11 @@ def _ours(source: str, model: Detector) -> str:
 
 def _model(config: ModelConfig, names: list[str]) -> list[str]:
     values = flat(config)
-    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    if config.head.name in BY_CLASS_SCORE and config.head.quality_branch == "none":
+        values |= dict.fromkeys(("postprocess.ranking", "postprocess.score"), "class score, for there is no other")
+    classes = f"{len(names)} class{'es' * (len(names) != 1)}"
     return [
-        f"model: {config.head.name} on {config.backbone}, {len(names)} classes ({shown})",
+        f"model: {config.head.name} on {config.backbone}, {classes} ({listed(names, 5)})",
         "conventions:",
         *(f"  model.{key}: {_text(values[key])}" for key in CONVENTIONS),
     ]

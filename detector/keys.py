@@ -90,8 +90,8 @@ def read_settings(values: Sequence[str], refused: Mapping[str, str]) -> list[Set
         key, equals, value = text.partition("=")
         origin = f"--set {text}"
         key = key.strip()
-        if not equals:
-            raise InputError(f"{origin}: expected KEY=VALUE, such as schedule.iterations=100")
+        if not equals or not key:
+            raise InputError(f"{origin}: expected --set KEY=VALUE, such as --set schedule.iterations=100")
         check_key(key, origin)
         for leaf, inside in leaves(key, read_scalar(value, origin)):
             check_key(leaf, origin)

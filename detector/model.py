@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from detector.assigners import build_assigner
@@ -13,6 +16,7 @@ from detector.backbones import build_backbone, channels_of, load_pretrained
 from detector.config import DataConfig, ModelConfig, PostprocessConfig, Resize
 from detector.data.coco import Category
 from detector.detections import Detections
+from detector.errors import InputError, UnreachableError
 from detector.heads import HeadOutputs, build_criterion, build_head
 from detector.necks import build_neck
 from detector.postprocess import detections
@@ -125,6 +129,24 @@ class Detector(nn.Module):
         from detector.prediction import predict
 
         return predict(self, images, **options)
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Writes the folder ``path``, which ``detector.load`` gives the same detector back from; returns it.
+
+        A model that lies there already is replaced. Raises InputError where ``path`` is a file, UnreachableError where
+        it can't be written.
+        """
+        from detector.checkpoints import save_model
+
+        folder = Path(path).expanduser()
+        if folder.is_file():
+            raise InputError(f"{path} is a file, and a model is saved as a folder; name a folder")
+        try:
+            save_model(self, folder)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UnreachableError(f"{path} can't be written ({reason}); name another folder") from error
+        return folder
 
     def export(self, path: Any, **options: Any) -> Any:
         """Writes an ONNX graph from pixels to boxes; see ``detector.export.export``."""

@@ -8,7 +8,7 @@ come from, at the recipe's IoU, and the best ``max_detections`` remain.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -225,7 +225,7 @@ class _Search:
         scaled = best.scaled(width / frame[1], height / frame[0]).to("cpu")
         scaled.boxes[:, 0::2].clamp_(max=width)
         scaled.boxes[:, 1::2].clamp_(max=height)
-        self.found[place] = scaled
+        self.found[place] = replace(scaled, size=(height, width))
 
 
 def joined(parts: Sequence[Detections]) -> Detections:

@@ -37,6 +37,7 @@ def build_optimizer(config: ScheduleConfig, network: nn.Module) -> torch.optim.O
     """The optimiser of ``network``'s trainable parameters. Its groups' rates are ``learning_rate`` times "rate_factor".
 
     SGD: with ``double_bias_rate`` biases learn twice as fast and don't decay. AdamW: only matrices and kernels decay.
+    Both are fused: only so can an update be left out on the device, by ``found_inf``.
     """
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
@@ -51,13 +52,13 @@ def build_optimizer(config: ScheduleConfig, network: nn.Module) -> torch.optim.O
             {"params": matrices, "weight_decay": decay, "rate_factor": 1.0},
             {"params": vectors + biases, "weight_decay": 0.0, "rate_factor": 1.0},
         ]
-        return torch.optim.AdamW(groups, lr=config.learning_rate)
+        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     special = config.double_bias_rate
     groups = [
         {"params": matrices + vectors, "weight_decay": decay, "rate_factor": 1.0},
         {"params": biases, "weight_decay": 0.0 if special else decay, "rate_factor": 2.0 if special else 1.0},
     ]
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -9,14 +9,18 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detector import command
 from detector.config import ScheduleConfig, TrainingConfig
+from detector.data.places import Named, check_places
 from detector.errors import InputError
 from detector.keys import Setting, flat, read_settings, resolve
 from detector.plugins import Plugin
 from detector.recipes import model_config, recipe_names
+
+if TYPE_CHECKING:
+    from detector.checkpoint_store import CheckpointStore
 
 DESCRIPTION = """Train one detector on a folder in COCO's format (see python -m detector.data import for others).
 
@@ -59,13 +63,15 @@ def _train(arguments: argparse.Namespace) -> None:
     model = model_config(arguments.recipe)
     settings = read_settings(arguments.set, {"data.root": "it is the command's first argument"})
     config = _config(model.model_dump(mode="json"), arguments.root, settings, command.read_plugins(arguments))
+    root, splits = Path(arguments.root).expanduser().absolute(), (config.data.train, config.data.val)
+    check_places(root, splits, Named("ROOT", "--set data.train=… or data.val=…"))
 
     import torch
     import torch.distributed as dist
 
     from detector import distributed
     from detector.backbones import fetch_weights
-    from detector.checkpoints import read_step
+    from detector.checkpoint_store import CheckpointStore
     from detector.data.coco import data_digest
     from detector.data.store import ensure_store
     from detector.inference import pick_device
@@ -74,6 +80,8 @@ def _train(arguments: argparse.Namespace) -> None:
     from detector.weights import resolve_weights
 
     rehearse(config)
+    # Before the data are converted, which takes far longer.
+    config = config.model_copy(update={"model": resolve_weights(config.model)})
     output = arguments.output or Path("runs") / f"{arguments.recipe}-{Path(arguments.root).resolve().name}"
     command.check_folder(output, "--output")
     if "RANK" in os.environ and not dist.is_initialized():
@@ -81,40 +89,40 @@ def _train(arguments: argparse.Namespace) -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     device = pick_device(arguments.device)
-    root = Path(arguments.root).expanduser().absolute()
     stores = [
         ensure_store(
             root, split, output / "data", digest=data_digest(root, split, remember=output / "data" / "digests.json")
         )
-        for split in (config.data.train, config.data.val)
+        for split in splits
     ]
     config = _with_length(config, settings, len(stores[0].training_indices(config.data.keep_empty)))
-    config = config.model_copy(update={"model": resolve_weights(config.model)})
     fetch_weights(config.model)
-    newest = max((output / "checkpoints").glob("step_*/step.json"), default=None)
+    store = CheckpointStore(output / "checkpoints", "step_")
+    newest = distributed.broadcast(store.newest() if distributed.rank() == 0 else None)
     if distributed.rank() == 0:
         _keep_configuration(output, config, [store.digest for store in stores], started=newest is not None)
         _say(config, len(stores[0]), len(stores[1]), device, output)
     distributed.barrier()
-    start = read_step(newest.parent) if newest else 0
+    start = newest.step if newest else 0
     if start and distributed.rank() == 0:
         print(f"continuing from step {start}", file=sys.stderr)
         _cut_journal(output / "journal.jsonl", start)
-    hooks = _hooks(output, start, config.schedule.max_iterations)
+    hooks = _hooks(output, store, start, config.schedule.max_iterations)
+    scratch = output / ".writing"
     try:
         metrics = train(
             config,
             stores[0],
             stores[1],
-            folder=output / "checkpoints",
+            folder=scratch,
             hooks=hooks,
-            resume_from=newest.parent if newest else None,
+            resume_from=store.fetch(newest.name, scratch) if newest else None,
             device=device,
         )
     except TrainingStopped as stopped:
         raise KeyboardInterrupt from stopped
     if distributed.rank() == 0:
-        _finish(output, metrics, stores[1].file_names, config)
+        _finish(output, store, metrics, stores[1].file_names, config)
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -216,8 +224,7 @@ def _say(config: TrainingConfig, train_images: int, val_images: int, device: Any
     )
 
 
-def _hooks(output: Path, start: int, total: int) -> Any:
-    import shutil
+def _hooks(output: Path, store: CheckpointStore, start: int, total: int) -> Any:
     import signal
 
     from detector import distributed
@@ -225,7 +232,7 @@ def _hooks(output: Path, start: int, total: int) -> Any:
     from detector.training import Hooks
 
     class Local(Hooks):
-        """Shows progress, keeps a journal and the last two checkpoints, and stops at SIGTERM or Ctrl-C."""
+        """Shows progress, keeps journal and checkpoints, and stops at SIGTERM or Ctrl-C."""
 
         def __init__(self) -> None:
             self.stop = False
@@ -253,9 +260,8 @@ def _hooks(output: Path, start: int, total: int) -> Any:
             print(f"step {step}: {figures(metrics)}", file=sys.stderr)
 
         def on_checkpoint(self, step: int, folder: Path | None, metrics: dict[str, float | None]) -> None:
-            kept = sorted((output / "checkpoints").glob("step_*"))
-            for old in kept[:-2] if folder is not None else []:
-                shutil.rmtree(old)
+            if folder is not None:
+                store.keep(folder, step)
 
     return Local()
 
@@ -266,10 +272,19 @@ def figures(metrics: dict[str, float | None]) -> str:
     return "  ".join(f"{name} {'–' if metrics.get(name) is None else f'{metrics[name]:.2f}'}" for name in names)
 
 
-def _finish(output: Path, metrics: dict[str, float | None], images: Sequence[str], config: TrainingConfig) -> None:
+def _finish(
+    output: Path,
+    store: CheckpointStore,
+    metrics: dict[str, float | None],
+    images: Sequence[str],
+    config: TrainingConfig,
+) -> None:
     import shutil
 
-    newest = max((output / "checkpoints").glob("step_*"))
+    kept = store.newest()
+    assert kept is not None
+    newest = store.fetch(kept.name, output)
+    shutil.rmtree(output / ".writing", ignore_errors=True)
     shutil.copytree(newest / "model", output / "model", dirs_exist_ok=True)
     for name in ("detections.json", "per_class.json"):
         shutil.copyfile(newest / name, output / name)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from detector.config import ModelConfig
 from detector.errors import InputError
+from detector.signatures import first_bytes
 
 # torchvision's files of IMAGENET1K_V1; a backbone that is not here has no such weights.
 IMAGENET_FILES = {
@@ -63,6 +64,10 @@ def resolve_weights(config: ModelConfig) -> ModelConfig:
             raise InputError(
                 f"model.weights names {weights}, and {state}; give the path of a state dict, imagenet, none or auto"
             )
+        try:
+            first_bytes(path)
+        except InputError as error:
+            raise InputError(f"model.weights: {error}") from error
         weights = str(path)
     norm = config.norm or ("gn" if weights == "none" else "frozen_bn")
     if norm == "frozen_bn" and weights == "none":

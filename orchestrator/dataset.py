@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from detector.config import GeneratedDataConfig
-from detector.data.coco import CocoSplit, data_digest, find_annotations, find_images, read_split, training_boxes
+from detector.config import GeneratedDataConfig, TrainingConfig
+from detector.data.coco import CocoSplit, data_digest, read_split, training_boxes
+from detector.data.places import find_annotations
+from detector.document import listed
 from detector.errors import InputError
 from orchestrator.files import locked, read_json, write_json
 
@@ -36,13 +38,6 @@ class SplitFacts:
     """Whether its objects are known; those of COCO's test-dev are its server's."""
     there: bool = True
     """False for images that are yet to be generated: the digest is then not that of the data."""
-
-
-def check_places(root: str, splits: tuple[str, ...]) -> None:
-    """Raises InputError, saying what is expected where, unless annotations and images of each split are there."""
-    for split in splits:
-        find_annotations(root, split)
-        find_images(root, split)
 
 
 def split_facts(root: str, split: str, data_folder: Path) -> SplitFacts:
@@ -118,7 +113,7 @@ def check_categories(train: SplitFacts, val: SplitFacts) -> None:
         missing = [name for item in train.categories if item not in val.categories for name in [item[1]]]
         extra = [name for item in val.categories if item not in train.categories for name in [item[1]]]
         difference = "; ".join(
-            f"{words} {', '.join(names[:5])}"
+            f"{words} {listed(names, 5)}"
             for words, names in (("not in the second:", missing), ("only there:", extra))
             if names
         )
@@ -140,3 +135,39 @@ def _remembered(path: Path) -> dict[str, dict[str, object]]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+class Facts:
+    """Facts of the splits, each looked up once a plan."""
+
+    def __init__(self, data_folder: Path) -> None:
+        self._data = data_folder
+        self._known: dict[tuple[str, str], SplitFacts] = {}
+
+    def of(self, config: TrainingConfig) -> tuple[SplitFacts, SplitFacts, SplitFacts | None]:
+        """Training, validation and test split of a located ``config``, found to be of use and of the same classes."""
+        train, val = (self._split(config, split) for split in (config.data.train, config.data.val))
+        test = None if config.data.test is None else self._split(config, config.data.test)
+        check_boxes(train, val)
+        for other in (val, test):
+            if other is not None:
+                check_categories(train, other)
+        classes = config.model.num_classes
+        if classes is not None and classes != len(train.categories):
+            raise InputError(
+                f"model.num_classes is {classes}, but the data set in {config.data.root} has {len(train.categories)} "
+                "categories; leave model.num_classes out, or set it to null"
+            )
+        return train, val, test
+
+    def _split(self, config: TrainingConfig, split: str) -> SplitFacts:
+        root, generated = str(config.data.root), config.data.generated
+        if generated is not None and not Path(root).is_dir():
+            return undrawn_facts(generated, root, split)
+        if (root, split) not in self._known:
+            self._known[root, split] = split_facts(root, split, self._data)
+        return self._known[root, split]
+
+    def remember(self) -> None:
+        """Keeps for later plans what was learnt while there was no storage yet."""
+        remember(self._known.values(), self._data)

@@ -7,8 +7,10 @@ import textwrap
 from typing import Any
 
 from detector.config import TrainingConfig
+from detector.document import listed
 from detector.keys import flat
-from orchestrator.plan import Plan
+from orchestrator.history import MOST
+from orchestrator.plan import Plan, PlannedRow
 from orchestrator.results import Results
 
 
@@ -16,29 +18,68 @@ def describe(plan: Plan, ledger: Results) -> str:
     """The whole description, for a terminal."""
     lines = [f"{plan.key}: {plan.title}", ""]
     lines += _rows(plan, ledger)
-    lines += ["", *_trainings(plan, ledger)]
+    lines += ["", *_changes(plan), *_trainings(plan, ledger)]
     lines += ["", *_needs(plan)]
-    lines += ["", *_common(plan), *_plugins(plan), f"storage   {plan.storage}", f"run       {plan.command}"]
+    lines += [
+        "",
+        *_common(plan),
+        *_bases(plan),
+        *_plugins(plan),
+        f"storage   {plan.storage}",
+        f"run       {plan.command}",
+    ]
     return "\n".join(lines) + "\n"
 
 
 def _rows(plan: Plan, ledger: Results) -> list[str]:
     table = [("row", "seed", "training", "state", "sets")]
     for row in plan.rows:
+        if row.other_code is not None and not row.other_code.accepted:
+            state = f"refused: {'trained' if row.other_code.done else 'begun'} by other code"
+            table.append((row.row, str(row.seed), row.identity, state, _sets(plan, row)))
+            continue
         record = ledger.record(row.identity, row.evaluations)
-        state = {"finished": "done", "failed": "failed, is tried again", "running": "running elsewhere"}.get(
-            record.state
-        )
         if record.trained and record.state in ("pending", "failed"):
             state = "evaluate"
-        elif state is None:
+        elif record.cancelled:
+            state = "cancelled, stays out until `status --retry`"
+        elif record.state == "pending":
             state = f"continues ({record.step}/{record.iterations})" if record.step else "new"
+        else:
+            state = {"finished": "done", "failed": "failed, is tried again"}.get(record.state, "running elsewhere")
         reused = ledger.reused_from(plan.key, row.row, row.seed, row.identity)
         state += f", from {reused}" if reused else ""
-        sets = ", ".join(f"{key}={_value(value)}" for key, value in row.differences.items())
-        table.append((row.row, str(row.seed), row.identity if row.drawn else "not drawn yet", state, sets))
+        table.append((row.row, str(row.seed), row.identity if row.drawn else "not drawn yet", state, _sets(plan, row)))
     widths = [max(len(line[index]) for line in table) for index in range(5)]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table]
+
+
+def _sets(plan: Plan, row: PlannedRow) -> str:
+    return ", ".join([*_base(plan, row), *(f"{key}={_value(value)}" for key, value in row.differences.items())])
+
+
+def _changes(plan: Plan) -> list[str]:
+    """What an edit of the sweep file or of the code has changed since the sweep was last run, the rows together."""
+    said: dict[str, list[str]] = {}
+    for row in plan.rows:
+        name = row.row if len({other.seed for other in plan.rows}) == 1 else f"{row.row} (seed {row.seed})"
+        if row.other_code is not None:
+            how = "reused although" if row.other_code.accepted else "refused, as"
+            said.setdefault(f"{how} the code has changed since: {row.other_code}", []).append(name)
+        elif row.changed:
+            said.setdefault(f"other than when this was last run: {listed(row.changed, MOST)}", []).append(name)
+    lines = [f"{', '.join(names)}: {text}" for text, names in said.items()]
+    if any(row.other_code is not None and not row.other_code.accepted for row in plan.rows):
+        lines.append("--accept-code-change uses what was trained by other code; --fresh, with --only, trains anew")
+    if plan.dropped:
+        lines.append(f"no longer in the sweep file: {', '.join(plan.dropped)} (what they trained is kept)")
+    found = []
+    for index, line in enumerate(lines):
+        start = "changed   " if index == 0 else " " * 10
+        found += textwrap.wrap(
+            line, 110, initial_indent=start, subsequent_indent=" " * 12, break_on_hyphens=False, break_long_words=False
+        )
+    return [*found, ""] if found else []
 
 
 def _trainings(plan: Plan, ledger: Results) -> list[str]:
@@ -62,9 +103,11 @@ def _trainings(plan: Plan, ledger: Results) -> list[str]:
         if records[row.identity].trained and ledger.record(row.identity, {"": key}).state != "finished"
     }
     rows = len(plan.rows)
+    begun = sum(records[identity].step > 0 and records[identity].state != "finished" for identity in plan.trainings)
+    continued = f", {begun} to continue" if begun else ""
     text = (
-        f"{rows} row{'s' * (rows != 1)} and seeds, {len(plan.trainings)} distinct trainings, {done} of them done; "
-        f"left: {sum(left):,} iterations, {images:,} images"
+        f"{rows} row{'s' * (rows != 1)} and seeds, {len(plan.trainings)} distinct trainings, {done} of them done"
+        f"{continued}; left: {sum(left):,} iterations, {images:,} images"
     )
     return [text + (f", {len(evaluations)} evaluations of what is done" if evaluations else "")]
 
@@ -125,6 +168,38 @@ def _common(plan: Plan) -> list[str]:
         lines += textwrap.wrap(
             text, 110, initial_indent="note      ", subsequent_indent=" " * 10, break_on_hyphens=False
         )
+    return lines
+
+
+def _base(plan: Plan, row: PlannedRow) -> list[str]:
+    """The base of ``row`` with its head, where the rows have several bases."""
+    several = len({other.base for other in plan.rows}) > 1
+    return [f"{row.base} ({row.config.model.head.name})"] if several else []
+
+
+def _bases(plan: Plan) -> list[str]:
+    """Where the rows have several bases: what all rows of one have, and all of another have otherwise."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in plan.rows:
+        own = {*row.differences, "seed", "data.root"}
+        values = {key: value for key, value in flat(row.config).items() if key not in own}
+        groups.setdefault(row.base, []).append(values)
+    if len(groups) < 2:
+        return []
+    shared = {
+        base: {key: value for key, value in rows[0].items() if all(key in row and row[key] == value for row in rows)}
+        for base, rows in groups.items()
+    }
+    lines: list[str] = []
+    for base, values in shared.items():
+        apart = [
+            f"{key}={_value(value)}"
+            for key, value in values.items()
+            if any(key in other and other[key] != value for other in shared.values())
+        ]
+        label = f"{'' if lines else 'bases':<10}"
+        text = f"{base}: {', '.join(apart)}"
+        lines += textwrap.wrap(text, 110, initial_indent=label, subsequent_indent=" " * 12, break_on_hyphens=False)
     return lines
 
 

@@ -43,12 +43,12 @@ def evaluate_training(assignment: Assignment, job: EvaluationJob) -> None:
 
     from detector import plugins
     from detector.checkpoints import load_model, write_json
-    from detector.data.store import ensure_store
     from detector.evaluation import evaluate
+    from orchestrator.caching import node_store
     from orchestrator.worker import log_to
 
     config = TrainingConfig.model_validate(job.config)
-    ledger = Ledger(assignment.storage)
+    ledger = Ledger(assignment.storage, assignment.fence)
     folder = ledger.training(assignment.identity)
     log_to(folder / "evaluation.log")
     torch.set_num_threads(config.resources.cpus_per_worker)
@@ -56,11 +56,9 @@ def evaluate_training(assignment: Assignment, job: EvaluationJob) -> None:
     ledger.evaluation_started(assignment.identity, job.key, job.settings)
     log.info("evaluation %s of %s on %s, %s", job.key, job.split, socket.gethostname(), device)
     try:
-        assert config.data.root is not None
-        place = Path(config.data.cache) if config.data.cache else ledger.data
-        store = ensure_store(config.data.root, job.split, place, digest=job.digest)
+        store = node_store(config, job.split, ledger, digest=job.digest)
         plugins.load(config.plugins)
-        model = load_model(folder / "model", config.model.postprocess).to(device)
+        model = load_model(ledger.fetched(folder / "model"), config.model.postprocess).to(device)
         result = evaluate(model, store, config.data, batch_size=config.evaluation.batch_size)
     except Exception:
         log.exception("evaluation %s failed", job.key)

@@ -24,11 +24,11 @@ NOT_DECIDING = frozenset(
     {
         # Names, words and what is written about a training; every value of a configuration is hashed itself.
         *("__init__.py", "config.py", "model_config.py", "fields.py", "keys.py", "document.py", "recipes.py"),
-        *("errors.py", "progress.py", "refusals.py"),
+        *("errors.py", "progress.py", "refusals.py", "memory.py"),
         # A plug-in counts by its own source.
         *("plugins.py", "rehearsal.py", "sources.py"),
         # What happens to the weights afterwards.
-        *("postprocess.py", "detections.py", "evaluation.py", "inference.py", "checkpoints.py"),
+        *("postprocess.py", "detections.py", "evaluation.py", "inference.py", "checkpoints.py", "checkpoint_store.py"),
         *("pictures.py", "prediction.py", "timing.py", "export.py", "inspection.py"),
         # How a whole detector is found and read; it counts where a training starts from one.
         *("origins.py", "loading.py", "initial.py", "transfer.py", "foreign/__init__.py", "foreign/published.py"),
@@ -64,14 +64,31 @@ def identity(config: TrainingConfig, *, train_digest: str) -> str:
     ``config`` must be resolved: classes, weights and normalisation known. ``train_digest`` is that of its training
     split.
     """
-    decided = deciding(config)
-    if config.model.weights not in ("imagenet", "none"):
-        # A file counts by its contents, wherever it lies.
-        decided["model"]["weights"] = _file_digest(Path(config.model.weights).expanduser())
+    decided = _with_contents(config)
     if config.model.init is not None:
-        decided["model"]["init"] = _init_digest(config.model.init)
         decided["init_sources"] = _sources_of(READING_INIT)
     return digest({**decided, "train_digest": train_digest, "sources": sources_digest()})[:16]
+
+
+def basis(config: TrainingConfig, *, train_digest: str) -> dict[str, Any]:
+    """What the identity of a training is a hash of, in a form whose differences can be named.
+
+    "deciding": values by dotted key. "sources": a digest for each file that computes the weights, plug-ins among them.
+    "recipe": a hash of everything but the sources.
+    """
+    decided = _with_contents(config)
+    sources = dict(_source_digests())
+    if config.model.init is not None:
+        sources |= _digests_of(READING_INIT)
+    for plugin in config.plugins:
+        sources[f"plug-in {plugin.file}"] = plugin.digest[:16]
+    decided["plugins"] = sorted(plugin.name for plugin in config.plugins)
+    return {
+        "recipe": digest({**decided, "train_digest": train_digest})[:16],
+        "deciding": flattened(_canonical(decided)),
+        "train_digest": train_digest,
+        "sources": sources,
+    }
 
 
 def deciding(config: TrainingConfig) -> dict[str, Any]:
@@ -86,6 +103,16 @@ def deciding(config: TrainingConfig) -> dict[str, Any]:
     decided = {"model": model, "data": data, "schedule": schedule, "seed": config.seed}
     if config.plugins:
         decided["plugins"] = {plugin.name: plugin.digest for plugin in config.plugins}
+    return decided
+
+
+def _with_contents(config: TrainingConfig) -> dict[str, Any]:
+    """``deciding``, with files of weights by their contents, wherever they lie."""
+    decided = deciding(config)
+    if config.model.weights not in ("imagenet", "none"):
+        decided["model"]["weights"] = _file_digest(Path(config.model.weights).expanduser())
+    if config.model.init is not None:
+        decided["model"]["init"] = _init_digest(config.model.init)
     return decided
 
 
@@ -130,6 +157,17 @@ def sources_digest() -> str:
 
 
 @cache
+def _source_digests() -> dict[str, str]:
+    root = Path(detector.__file__).resolve().parent
+    return _digests_of(tuple(path.relative_to(root).as_posix() for path in deciding_sources()))
+
+
+def _digests_of(names: tuple[str, ...]) -> dict[str, str]:
+    root = Path(detector.__file__).resolve().parent
+    return {name: source_digest((root / name).read_text(encoding="utf-8"))[:16] for name in names}
+
+
+@cache
 def _sources_of(names: tuple[str, ...]) -> str:
     root = Path(detector.__file__).resolve().parent
     return digest([source_digest((root / name).read_text(encoding="utf-8")) for name in names])
@@ -143,6 +181,14 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
+
+
+def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``tree`` by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found.update(flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return found
 
 
 def _file_digest(path: Path) -> str:

@@ -6,49 +6,68 @@
     STORAGE/sweeps/KEY/           lease.json  runs.json  the report
     STORAGE/data/                 converted data sets
 
-Every file is JSON that people can read, and every write is complete or not there. MLflow and Ray Tune keep nothing that
-can't be rebuilt from here. Nothing heavy is imported.
+Every file is JSON that people can read, and every write is complete or not there. A write is refused that another
+driver's take-over, or a later attempt, has made void. MLflow and Ray Tune keep nothing that can't be rebuilt from here.
+Nothing heavy is imported.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 import uuid
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from detector.errors import InputError, UnreachableError
-from orchestrator import journal, lease
-from orchestrator.files import locked, read_json, write_json
-from orchestrator.record import Metrics, Record, evaluation_folder, read_record
+from orchestrator import journal, lease, run_ids
+from orchestrator.lease import Fence, LeaseLostError
+from orchestrator.record import (
+    Metrics,
+    Record,
+    checked,
+    end_attempts,
+    evaluations_of,
+    finished_evaluations,
+    new_status,
+    read_record,
+)
+from orchestrator.storage import open_storage
 
-FORMAT = 1
+Status = dict[str, Any]
 
 
 class Ledger:
-    """The ledger in ``storage``, a folder that all nodes share.
+    """The ledger in ``storage``: a folder that all nodes share, or a URI.
 
-    Raises ``InputError`` for a storage that is not a folder's path.
+    Whoever writes under a lease gives its ``fence``, and is refused by ``LeaseLostError`` once that is no longer the
+    newest. Raises ``InputError`` for what can't be a storage.
     """
 
-    def __init__(self, storage: str | Path) -> None:
-        if "://" in str(storage):
-            raise InputError(
-                f"--storage is {str(storage).split('://')[0]}://..., but the storage must be a folder that every node "
-                "sees under one path, such as /mnt/shared/detsweep"
-            )
-        self.storage = Path(os.path.abspath(storage))
+    def __init__(self, storage: str | Path, fence: Fence | None = None) -> None:
+        self.place = open_storage(storage)
+        self.storage = self.place.root
+        """The folder; of an object store, what this node has of it."""
+        self.fence = fence
+        self._attempts: dict[str, int] = {}
+        """Attempts that this process began, by identity."""
 
     # Places
 
     @property
+    def address(self) -> str:
+        """What names the storage on every node."""
+        return self.place.address
+
+    @property
     def data(self) -> Path:
-        """Where converted and generated data sets lie."""
+        """Where generated data sets, and what is known of all, lie on this node."""
         return self.storage / "data"
+
+    @property
+    def stores(self) -> str | Path:
+        """Where converted data sets lie."""
+        return self.place.shared("data")
 
     def training(self, identity: str) -> Path:
         """Folder of a training."""
@@ -60,16 +79,25 @@ class Ledger:
 
     def prepare(self) -> None:
         """Makes the folders. Raises ``UnreachableError`` if the storage can't be written."""
-        try:
-            for name in ("data", "sweeps", "trainings"):
-                (self.storage / name).mkdir(parents=True, exist_ok=True)
-            probe = self.storage / f".writable-{uuid.uuid4().hex}"
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise UnreachableError(
-                f"the storage {self.storage} can't be written ({error.strerror}); name a folder of yours with --storage"
-            ) from None
+        self.place.prepare()
+
+    def fetched(self, path: Path) -> Path:
+        """``path``, a file or folder that a record names, once it is on this node."""
+        return self.place.fetch(path.relative_to(self.storage).as_posix())
+
+    def publish(self, paths: Iterable[Path]) -> None:
+        """Puts files that were written below ``storage`` on this node into the storage."""
+        for path in paths:
+            self.place.put(path, path.relative_to(self.storage).as_posix())
+
+    def held(self, key: str) -> bool:
+        """Whether a live driver runs the sweep ``key``."""
+        return lease.held(self.place, key)
+
+    def check(self) -> None:
+        """Raises ``LeaseLostError`` if another driver has taken over since the fence was given."""
+        if self.fence is not None:
+            lease.check_fence(self.place, self.fence)
 
     # Reading
 
@@ -83,15 +111,20 @@ class Ledger:
         status = self._status(identity)
         if status is None:
             return Record(identity, folder)
+        holder = status.get("holder")
         return read_record(
             identity,
             folder,
             status,
             evaluations=evaluations or {},
-            newest=journal.last(folder / "journal.jsonl"),
-            held=lease.held(self.sweep(status.get("holder") or "-")),
+            newest=journal.last(self._journal(identity, status)),
+            held=holder is not None and self.held(holder),
             now=time.time(),
         )
+
+    def exists(self, identity: str) -> bool:
+        """Whether anything is known of ``identity``."""
+        return self._status(identity) is not None
 
     def journal_metrics(
         self, identity: str, keys: Iterable[str], evaluation: str | None = None
@@ -100,95 +133,141 @@ class Ledger:
 
         ``evaluation``: leaves out the figures of evaluations with another key.
         """
-        return journal.series(journal.read(self.training(identity) / "journal.jsonl", evaluation), keys)
+        status = self._status(identity)
+        entries = journal.read(self._journal(identity, status), evaluation) if status else []
+        return journal.series(entries, keys)
 
     # Writing: the driver before and after, the trial and its rank 0 meanwhile; one at a time by the training's lock
 
-    def claim(self, identity: str, *, sweep: str, row: str, seed: int, config: dict[str, Any], iterations: int) -> bool:
+    def claim(
+        self,
+        identity: str,
+        *,
+        sweep: str,
+        row: str,
+        seed: int,
+        config: dict[str, Any],
+        iterations: int,
+        basis: dict[str, Any] | None = None,
+    ) -> bool:
         """Makes ``sweep`` the one that trains or evaluates ``identity``; False if another live sweep is at it.
 
-        What had failed or was cut short is pending then.
+        Nor where the user has cancelled it. What had failed or was cut short is pending then. ``basis``: what the
+        identity is a hash of, kept with a training that is new.
         """
-        folder = self.training(identity)
-        with self._lock(identity):
-            status = self._status(identity)
+        self.check()
+        if self._status(identity) is None:
+            self._write(identity, "config.json", config)
+            if basis is not None:
+                self._write(identity, "basis.json", basis)
+        mine = True
+
+        def change(status: Status | None) -> Status | None:
+            nonlocal mine
             if status is None:
-                status = {
-                    "format": FORMAT,
-                    "identity": identity,
-                    "training": uuid.uuid4().hex,
-                    "state": "pending",
-                    "iterations": iterations,
-                    "first": {"sweep": sweep, "row": row, "seed": seed},
-                    "attempts": [],
-                }
-                write_json(folder / "config.json", config)
-            elif (holder := status.get("holder")) not in (None, sweep) and lease.held(self.sweep(holder)):
-                return False
-            for attempt in status["attempts"]:
-                if "outcome" not in attempt:
-                    newest = journal.last(folder / "journal.jsonl")
-                    attempt.update(outcome="lost", ended=max(attempt["started"], newest["time"] if newest else 0.0))
-            status.update(holder=sweep, error=None)
+                status = new_status(identity, sweep=sweep, row=row, seed=seed, iterations=iterations)
+            holder = status.get("holder")
+            mine = not status.get("cancelled") and (holder in (None, sweep) or not self.held(holder))
+            if not mine:
+                return None
+            if self.fence is not None and holder == sweep and (status.get("fence") or 0) > self.fence.number:
+                raise LeaseLostError(f"the sweep {sweep} was taken over by another driver; this one writes no more")
+            newest = journal.last(self._journal(identity, status))
+            end_attempts(status, "lost", at=newest["time"] if newest else 0.0)
+            status.update(holder=sweep, fence=None if self.fence is None else self.fence.number, error=None)
+            status.pop("stopping", None)
             if status["state"] != "finished":
                 status["state"] = "pending"
-            status["evaluations"] = _finished(status)
-            write_json(folder / "status.json", status)
-            return True
+            status["evaluations"] = finished_evaluations(status)
+            return status
+
+        self.place.update(self._key(identity), lambda found: change(self._checked(identity, found)))
+        return mine
 
     def started(self, identity: str, *, node: str, from_step: int, hardware: dict[str, Any]) -> None:
-        """An attempt begins; the journal is cut back to ``from_step``."""
-        with self._lock(identity):
-            status = self._known(identity)
+        """An attempt begins; the journal is cut back to ``from_step``, and what earlier attempts add is refused."""
+
+        def change(status: Status) -> Status:
             now = time.time()
-            for attempt in status["attempts"]:
-                if "outcome" not in attempt:
-                    attempt.update(outcome="lost", ended=now)
+            end_attempts(status, "lost", at=now)
             status["attempts"].append({"node": node, "started": now, "from_step": from_step, "hardware": hardware})
             status["state"] = "running"
-            journal.cut(self.training(identity) / "journal.jsonl", from_step)
-            write_json(self.training(identity) / "status.json", status)
+            self._attempts[identity] = len(status["attempts"])
+            self.place.cut(self._journal_key(identity), from_step, len(status["attempts"]))
+            return status
 
-    def attempt_failed(self, identity: str, error: str) -> None:
-        """The running attempt ended by ``error``; whether there is another is not decided here."""
-        with self._lock(identity):
-            status = self._known(identity)
-            _end(status, "failed", error)
-            write_json(self.training(identity) / "status.json", status)
+        self._change(identity, change)
+
+    def append(self, identity: str, *lines: bytes, durable: bool = False) -> None:
+        """Adds :mod:`orchestrator.journal`'s lines; refused once another attempt has begun."""
+
+        def check(found: Any | None) -> None:
+            status = self._checked(identity, found)
+            if status is None or len(status["attempts"]) != self._attempts.get(identity, len(status["attempts"])):
+                raise LeaseLostError(f"another attempt at the training {identity} has begun; this one writes no more")
+            self._refuse_stale(status)
+            self.check()
+
+        key = self._journal_key(identity)
+        self.place.append(key, b"".join(lines), guard=self._key(identity), check=check, durable=durable)
+
+    def flush(self, identity: str) -> None:
+        """Makes sure that the storage has what was appended: a checkpoint must not be ahead of it."""
+        self.place.flush(self._journal_key(identity))
+
+    def attempt_failed(self, identity: str, error: str, *, outcome: str = "failed", step: int | None = None) -> None:
+        """The running attempt ended by ``error`` after ``step``, as "failed" or as "lost"; whether there is another is
+        not decided here.
+        """
+
+        def change(status: Status) -> Status:
+            end_attempts(status, outcome, error=error, step=step)
+            return status
+
+        self._change(identity, change, given_back="leave")
 
     def finished(self, identity: str, checkpoint: Path, metrics: Metrics) -> None:
         """Success: the model in ``checkpoint`` moves beside the status, then the state changes."""
-        folder = self.training(identity)
-        if (checkpoint / "model").exists():
-            _copy(checkpoint / "model", folder / "model")
-        with self._lock(identity):
-            status = self._known(identity)
-            _end(status, "finished")
+
+        def change(status: Status) -> Status:
+            end_attempts(status, "finished")
             status.update(state="finished", metrics=metrics, error=None, finished=time.time())
-            write_json(folder / "status.json", status)
+            status.pop("cancelled", None)
+            return status
+
+        self._may_write(identity)
+        self.place.put(checkpoint / "model", f"trainings/{identity}/model")
+        self._change(identity, change)
 
     def failed(self, identity: str, error: str | None = None) -> None:
         """Failure for good, by ``error``, or by what the last attempt said of itself."""
-        with self._lock(identity):
-            status = self._known(identity)
-            if status["state"] == "finished" or status.get("holder") is None:
-                return  # it was given back meanwhile: what its workers say while they are being ended is no failure
+
+        def change(status: Status) -> Status | None:
+            if status["state"] == "finished" or status.get("cancelled") or status.get("holder") is None:
+                return None  # what its workers say while they are being ended is no failure
             said = [attempt["error"] for attempt in status["attempts"] if attempt.get("error")]
             sentence = (said[-1] if said else None) or error or "it ended without saying why"
-            _end(status, "failed", error)
+            end_attempts(status, "failed", error=error)
             status.update(state="failed", error=sentence, finished=time.time(), holder=None)
-            write_json(self.training(identity) / "status.json", status)
+            return status
+
+        self._change(identity, change, given_back="leave")
 
     def release(self, identity: str) -> None:
         """Nobody is at it any more: what isn't finished or failed is pending, a training from its newest checkpoint."""
-        with self._lock(identity):
-            status = self._known(identity)
+
+        def change(status: Status) -> Status:
             if status["state"] in ("pending", "running"):
-                _end(status, "interrupted")
+                end_attempts(status, "interrupted")
                 status["state"] = "pending"
-            status["evaluations"] = {key: one for key, one in _evaluations(status).items() if one["state"] != "running"}
-            status["holder"] = None
-            write_json(self.training(identity) / "status.json", status)
+            status["evaluations"] = {
+                key: one for key, one in evaluations_of(status).items() if one["state"] != "running"
+            }
+            status.update(holder=None)
+            status.pop("stopping", None)
+            return status
+
+        self._change(identity, change, given_back="leave")
 
     def evaluation_started(self, identity: str, key: str, settings: dict[str, Any]) -> None:
         """The evaluation ``key`` of a finished training begins; ``settings`` say in words what the key is a hash of."""
@@ -196,48 +275,44 @@ class Ledger:
 
     def evaluated(self, identity: str, key: str, results: Path, metrics: Metrics, settings: dict[str, Any]) -> None:
         """An evaluation's figures, and detections.json and per_class.json in the folder ``results``."""
-        target = evaluation_folder(self.training(identity), key)
-        target.mkdir(parents=True, exist_ok=True)
+        self._may_write(identity)
+        target = f"trainings/{identity}/evaluations/{key}"
         for name in ("detections.json", "per_class.json"):
-            if (results / name).exists():
-                _copy(results / name, target / name)
+            self.place.put(results / name, f"{target}/{name}")
         self._evaluation(
             identity, key, {"state": "finished", "finished": time.time(), "settings": settings, "metrics": metrics}
         )
 
     def evaluation_failed(self, identity: str, key: str, error: str) -> None:
         """An evaluation failed for good; the training stays finished."""
-        with self._lock(identity):
-            status = self._known(identity)
-            if status.get("holder") is None or key in _finished(status):
-                return  # as above
-            known = _evaluations(status).get(key, {})
-            status["evaluations"] = _evaluations(status) | {key: known | {"state": "failed", "error": error}}
-            write_json(self.training(identity) / "status.json", status)
+
+        def change(status: Status) -> Status | None:
+            if status.get("holder") is None or key in finished_evaluations(status):
+                return None  # as above
+            known = evaluations_of(status).get(key, {})
+            status["evaluations"] = evaluations_of(status) | {key: known | {"state": "failed", "error": error}}
+            return status
+
+        self._change(identity, change, given_back="leave")
 
     def _evaluation(self, identity: str, key: str, entry: dict[str, Any]) -> None:
-        with self._lock(identity):
-            status = self._known(identity)
-            status["evaluations"] = _evaluations(status) | {key: entry}
-            write_json(self.training(identity) / "status.json", status)
+        def change(status: Status) -> Status:
+            status["evaluations"] = evaluations_of(status) | {key: entry}
+            return status
+
+        self._change(identity, change)
 
     def set_aside(self, identity: str) -> None:
         """Moves a training out of the way, so that it is trained anew; what it had stays in STORAGE/replaced/."""
-        folder = self.training(identity)
-        if folder.exists():
-            target = self.storage / "replaced" / f"{identity}-{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(folder, target)
+        self.check()
+        name = f"{identity}-{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        self.place.move(f"trainings/{identity}", f"replaced/{name}")
 
     # MLflow's run ids, so that a row's run is found again
 
     def runs(self, key: str) -> dict[str, Any]:
         """``{"parent": run id, "rows": {"ROW": {"SEED": run id}}}`` of a sweep, as far as known."""
-        try:
-            found = read_json(self.sweep(key) / "runs.json")
-        except ValueError:
-            found = None
-        return found if isinstance(found, dict) else {"parent": None, "rows": {}}
+        return run_ids.read(self.place, key)
 
     def run_id(self, sweep_key: str, row: str, seed: int) -> str | None:
         """MLflow run of a row and seed."""
@@ -249,13 +324,7 @@ class Ledger:
 
     def remember_run(self, sweep_key: str, run_id: str, row: str | None = None, seed: int | None = None) -> None:
         """Stores the parent's run id, or that of a row and seed."""
-        with locked(self.sweep(sweep_key) / ".runs.lock"):
-            runs = self.runs(sweep_key)
-            if row is None:
-                runs["parent"] = run_id
-            else:
-                runs["rows"].setdefault(row, {})[str(seed)] = run_id
-            write_json(self.sweep(sweep_key) / "runs.json", runs)
+        run_ids.remember(self.place, sweep_key, run_id, row, seed)
 
     def reused_from(self, sweep_key: str, row: str, seed: int, identity: str) -> str | None:
         """The row that trained ``identity``: None for the row itself, ROW in the same sweep, else KEY/ROW."""
@@ -264,56 +333,66 @@ class Ledger:
             return None
         return first["row"] if first["sweep"] == sweep_key else f"{first['sweep']}/{first['row']}"
 
-    def _lock(self, identity: str) -> AbstractContextManager[None]:
-        return locked(self.training(identity) / ".lock")
+    # Documents
 
-    def _status(self, identity: str) -> dict[str, Any] | None:
-        path = self.training(identity) / "status.json"
+    def _key(self, identity: str) -> str:
+        return f"trainings/{identity}/status.json"
+
+    def _journal_key(self, identity: str) -> str:
+        return f"trainings/{identity}/journal.jsonl"
+
+    def _journal(self, identity: str, status: Status) -> Path:
+        begun = [attempt["from_step"] for attempt in status["attempts"]]
+        return self.place.follow(self._journal_key(identity), begun)
+
+    def _write(self, identity: str, name: str, document: dict[str, Any]) -> None:
+        self.place.update(f"trainings/{identity}/{name}", lambda found: document)
+
+    def _change(self, identity: str, change: Callable[[Status], Status | None], *, given_back: str = "refuse") -> None:
+        """Changes what is known of ``identity``.
+
+        Where the driver whose fence this is has given it back, that is refused, or, by ``given_back="leave"``, nothing.
+        """
+
+        def apply(found: Any | None) -> Status | None:
+            status = self._checked(identity, found)
+            if status is None:
+                raise InputError(f"the storage {self.address} has no training {identity}; it was moved while it ran")
+            try:
+                self._refuse_stale(status)
+            except LeaseLostError:
+                if given_back == "leave":
+                    return None
+                raise
+            return change(status)
+
+        self.check()
+        self.place.update(self._key(identity), apply)
+
+    def _may_write(self, identity: str) -> None:
+        """Raises ``LeaseLostError`` before anything large is written in vain."""
+        self._change(identity, lambda status: None)
+
+    def _refuse_stale(self, status: Status) -> None:
+        """Raises ``LeaseLostError`` unless the training is held under this ledger's fence, or under an earlier one."""
+        mine = self.fence
+        if mine is None or (status.get("holder") == mine.sweep and (status.get("fence") or 0) <= mine.number):
+            return
+        raise LeaseLostError(
+            f"the training {status['identity']} is no longer held by this driver of the sweep {mine.sweep}; it writes "
+            "no more"
+        )
+
+    def _status(self, identity: str) -> Status | None:
+        key = self._key(identity)
         try:
-            status = read_json(path)
+            return self._checked(identity, self.place.read(key))
         except ValueError:
             raise InputError(
-                f"{path} is not the JSON that was written there; move the folder away to train it anew"
+                f"{self.address}/{key} is not the JSON that was written there; move the folder away to train it anew"
             ) from None
         except OSError as error:
-            raise UnreachableError(f"{path} can't be read ({error.strerror})") from None
-        if status is not None and status.get("format") != FORMAT:
-            raise InputError(
-                f"{path} has format {status.get('format')}, but this version reads {FORMAT}; use the version that "
-                "wrote it, or move the folder away to train it anew"
-            )
-        return status
+            raise UnreachableError(f"{self.address}/{key} can't be read ({error.strerror})") from None
 
-    def _known(self, identity: str) -> dict[str, Any]:
-        status = self._status(identity)
-        if status is None:
-            raise InputError(f"the storage {self.storage} has no training {identity}; it was moved while it ran")
-        return status
-
-
-def _evaluations(status: dict[str, Any]) -> dict[str, Any]:
-    return status.get("evaluations") or {}
-
-
-def _finished(status: dict[str, Any]) -> dict[str, Any]:
-    return {key: one for key, one in _evaluations(status).items() if one["state"] == "finished"}
-
-
-def _end(status: dict[str, Any], outcome: str, error: str | None = None) -> None:
-    for attempt in status["attempts"]:
-        if "outcome" not in attempt:
-            attempt.update(outcome=outcome, ended=time.time())
-            if error:
-                attempt["error"] = error
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copies a file or folder to ``target``, which is whole or not there."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    if source.is_dir():
-        shutil.copytree(source, temporary)
-    else:
-        shutil.copy2(source, temporary)
-    if target.is_dir():
-        shutil.rmtree(target)
-    os.replace(temporary, target)
+    def _checked(self, identity: str, status: Any | None) -> Status | None:
+        return checked(status, f"{self.address}/{self._key(identity)}")

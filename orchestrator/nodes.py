@@ -52,11 +52,31 @@ class Need:
 
 
 @dataclass(frozen=True)
+class Node:
+    """One node of a cluster."""
+
+    id: str
+    address: str
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
 class Nodes:
     """CPUs and GPUs of each live node."""
 
     cpus: tuple[float, ...]
     gpus: tuple[float, ...]
+    nodes: tuple[Node, ...] = ()
+    """The same nodes, by id and address."""
+    here: bool = False
+    """Whether the cluster was started by this process, on this machine alone."""
+
+    @classmethod
+    def of(cls, nodes: Iterable[Node], *, here: bool = False) -> Nodes:
+        """These nodes together."""
+        nodes = tuple(nodes)
+        return cls(tuple(node.cpus for node in nodes), tuple(node.gpus for node in nodes), nodes, here)
 
     def need(self, resources: ResourcesConfig) -> Need:
         """``resources`` on this cluster: null GPUs means one where there are any."""
@@ -78,15 +98,32 @@ class Nodes:
         return f"{len(self.cpus)} node{'s' * (len(self.cpus) != 1)} with {sum(self.cpus):g} CPU{gpus} in all"
 
 
-def check_room(nodes: Nodes, needs: Iterable[Need]) -> None:
+def check_room(nodes: Nodes, needs: Iterable[Need], *, waited_s: float = 0.0) -> None:
     """Raises ``UnreachableError`` if some training could never be placed."""
     for need in needs:
         if nodes.room(need) == 0:
+            after = f" after {waited_s / 60:g} min" if waited_s else ""
             raise UnreachableError(
-                f"a training needs {need}, but the cluster has {nodes}; lower resources.workers, "
-                "resources.cpus_per_worker or resources.gpus_per_worker with --set, or join a larger cluster with "
-                "--address"
+                f"a training needs {need}, but the cluster has {nodes}{after}; lower resources.workers, "
+                "resources.cpus_per_worker or resources.gpus_per_worker with --set, join a larger cluster with "
+                "--address, or give one that grows time with --wait-for-nodes"
             )
+
+
+def present() -> Nodes:
+    """The nodes that are alive now, of the cluster that this process has joined."""
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return Nodes.of(
+        Node(
+            node["NodeID"],
+            node["NodeManagerAddress"],
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
+        )
+        for node in alive
+    )
 
 
 @contextlib.contextmanager
@@ -127,13 +164,29 @@ def connected(address: str | None) -> Iterator[Nodes]:
         ) from None
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield Nodes(
-            cpus=tuple(resources.get("CPU", 0.0) for resources in alive),
-            gpus=tuple(resources.get("GPU", 0.0) for resources in alive),
-        )
+        yield Nodes.of(present().nodes, here=address is None)
     finally:
         ray.shutdown()
+
+
+def free_leftovers() -> None:
+    """Gives back the room that jobs of this cluster hold although they have ended.
+
+    Ray keeps a placement group whose request arrives as its job ends, which happens where a driver goes while its
+    training waits for nodes. What was made to outlive its job stays.
+    """
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+    from ray.util.state import list_jobs, list_placement_groups
+
+    # The state of a cluster is told by its dashboard, which may be slow or not there.
+    with contextlib.suppress(Exception):
+        jobs = list_jobs(limit=10_000)
+        alive = {job.job_id for job in jobs if job.status in ("PENDING", "RUNNING")}
+        ended = {job.job_id for job in jobs} - alive
+        for group in list_placement_groups(limit=10_000, detail=True, filters=[("state", "!=", "REMOVED")]):
+            if group.creator_job_id in ended and not group.is_detached:
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group.placement_group_id))))
 
 
 def _start_here(**options: Any) -> None:

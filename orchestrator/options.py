@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from detector.command import while_read
 from detector.errors import InputError, UnreachableError
 from orchestrator.lease import SweepHeldError
 from orchestrator.request import SweepRequest
@@ -62,7 +63,11 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--only", metavar="ROW", action="append", default=[], help="only this row; repeatable")
     parser.add_argument("--seeds", metavar="0,1,2", type=_seeds, help="seeds instead of the sweep file's")
-    parser.add_argument("--storage", metavar="FOLDER", help="default: $DETSWEEP_STORAGE, then ~/detsweep")
+    parser.add_argument(
+        "--storage",
+        metavar="PLACE",
+        help="folder that all nodes share, or s3://...; default: $DETSWEEP_STORAGE, then ~/detsweep",
+    )
     parser.add_argument(
         "--tracking-uri",
         metavar="URI",
@@ -90,6 +95,10 @@ def answer(command: Callable[[argparse.Namespace], Answer], parser: Parser, argv
     With ``--json`` standard output carries the document and nothing else, also where libraries print, and also for
     errors.
     """
+    return while_read(lambda: _answer(command, parser, argv))
+
+
+def _answer(command: Callable[[argparse.Namespace], Answer], parser: Parser, argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     named = next((word for word in words if not word.startswith("-")), None)
@@ -162,4 +171,15 @@ def positive(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number ≥ 1")
+    return number
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0, for ``type=``."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number > 0")
     return number

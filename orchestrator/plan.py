@@ -8,27 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from detector.config import ModelConfig, TrainingConfig
+from detector.data.places import IN_SWEEPS, check_places
 from detector.document import suggestion
 from detector.errors import InputError
 from detector.keys import Setting, flat, leaves, resolve
 from detector.plugins import Plugin
 from detector.refusals import short
 from detector.weights import resolve_weights
-from orchestrator.dataset import (
-    SplitFacts,
-    check_boxes,
-    check_categories,
-    check_places,
-    remember,
-    split_facts,
-    undrawn_facts,
-)
-from orchestrator.identity import deciding, evaluation_identity, identity
+from orchestrator.dataset import Facts, SplitFacts
+from orchestrator.history import History, OtherCode
+from orchestrator.identity import basis, deciding, evaluation_identity, flattened, identity
 from orchestrator.ledger import Ledger
 from orchestrator.request import (
     SweepRequest,
@@ -60,6 +54,8 @@ class PlannedRow:
     """Figures of the paper."""
     differences: dict[str, Any] = field(default_factory=dict)
     """What the row sets over its base, by dotted key."""
+    base: str = ""
+    """Name of that base."""
     departures: tuple[str, ...] = ()
     """Keys that decide the weights and that the profile or ``--set`` changed: not the paper's recipe."""
     train: SplitFacts | None = None
@@ -72,6 +68,15 @@ class PlannedRow:
     """Key of its evaluation on ``val``,"""
     test_evaluation: str = ""
     """and of that on ``test``."""
+    basis: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What the identity is a hash of."""
+    other_code: OtherCode | None = None
+    """A training of the same recipe by other code. It is this row's if that was accepted, or if the plan only reads;
+    otherwise the sweep is refused."""
+    own_identity: str = ""
+    """What the present code would make; differs from ``identity`` where the training is one by other code."""
+    changed: tuple[str, ...] = ()
+    """What is different from the training that the row had when the sweep was last run."""
 
     @property
     def drawn(self) -> bool:
@@ -101,11 +106,21 @@ class Plan:
     compare: tuple[tuple[str, str], ...]
     figures: tuple[Figure, ...]
     storage: Path
+    """Folder; of an object store, what this node has of it."""
     tracking_uri: str
     command: str
     """The command line that means the same sweep."""
     plugins: tuple[Plugin, ...] = ()
     """What the sweep file declares, used by a row or not."""
+    dropped: tuple[str, ...] = ()
+    """Rows that the sweep file had when the sweep was last run, and no longer has."""
+    uri: str | None = None
+    """Of the storage, where that is no folder."""
+
+    @property
+    def place(self) -> str | Path:
+        """What names the storage on every node."""
+        return self.uri or self.storage
 
     @property
     def folder(self) -> Path:
@@ -144,32 +159,33 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
     Raises InputError where the specification, the weights or the data are wrong, and UnreachableError where the storage
     can't be written.
     """
-    storage = resolve_storage(request.storage)
-    tracking_uri = resolve_tracking_uri(request.tracking_uri, storage)
+    place = resolve_storage(request.storage)
+    tracking_uri = resolve_tracking_uri(request.tracking_uri, place)
     spec = load_spec(request.sweep)
     profile = load_profile(request.profile, spec.path.parent) if request.profile else []
     settings = read_set(request.set)
     key = sweep_key(spec.name, request.profile, settings)
     drafts = [_draft(row, profile, settings) for row in _selected(spec, request.only)]
     seeds = spec.seeds if request.seeds is None else check_seeds(request.seeds, "--seeds")
-    check_tracking_uri(request.tracking_uri, storage)
+    check_tracking_uri(request.tracking_uri, place)
+    ledger = Ledger(place)
     if purpose == "read":
-        _check_known(key, storage, request)
-    ledger = Ledger(storage)
+        _check_known(key, ledger, request)
     configs = [_located(draft.config, ledger.data) for draft in drafts]
     for config in configs:
         if config.data.generated is None:
-            check_places(str(config.data.root), _splits(config))
+            check_places(str(config.data.root), _splits(config), IN_SWEEPS)
     models = [resolve_weights(draft.config.model) for draft in drafts]
-    facts = _Facts(ledger)
+    facts = Facts(ledger.data)
     for config in configs:
         facts.of(config)
     if purpose == "run":
         ledger.prepare()
         _draw(configs, ledger)
         facts.remember()
+    history = History(ledger, key)
     rows = [
-        _planned(draft, config, model, seed, facts)
+        _with_history(_planned(draft, config, model, seed, facts), history, request, purpose)
         for draft, config, model in zip(drafts, configs, models, strict=True)
         for seed in seeds
     ]
@@ -189,21 +205,22 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
         quoted=spec.quoted,
         compare=tuple(pair for pair in spec.compare if names.issuperset(pair)),
         figures=tuple(figure for figure in spec.figures if names.intersection(figure.rows)),
-        storage=storage,
+        storage=ledger.storage,
+        uri=place if isinstance(place, str) else None,
         tracking_uri=tracking_uri,
         command=command_line("sweep", request),
         plugins=spec.plugins,
+        dropped=history.dropped(row.name for row in spec.rows),
     )
 
 
-def _check_known(key: str, storage: Path, request: SweepRequest) -> None:
-    folder = storage / "sweeps"
-    if not (folder / key).is_dir():
-        known = [place.name for place in sorted(folder.iterdir()) if place.is_dir()] if folder.is_dir() else []
+def _check_known(key: str, ledger: Ledger, request: SweepRequest) -> None:
+    known = ledger.place.names("sweeps")
+    if key not in known:
         near = suggestion(key, known)
         raise InputError(
-            f'the storage {storage} has no sweep "{key}" ({near.rstrip("?")}); `{command_line("sweep", request)}` '
-            "starts it"
+            f'the storage {ledger.address} has no sweep "{key}" ({near.rstrip("?")}); '
+            f"`{command_line('sweep', request)}` starts it"
         )
 
 
@@ -277,57 +294,14 @@ def _departures(row: RowSpec, config: TrainingConfig) -> tuple[str, ...]:
     stated, meant = deciding(config), deciding(recipe)
     changed = [
         key
-        for key, value in _flat(stated).items()
-        if key not in ("schedule.batch_factor", "seed") and value != _flat(meant).get(key)
+        for key, value in flattened(stated).items()
+        if key not in ("schedule.batch_factor", "seed") and value != flattened(meant).get(key)
     ]
     if config.data.generated != recipe.data.generated:
         changed.append("data.generated")
     elif (config.data.train, config.data.val) != (recipe.data.train, recipe.data.val):
         changed.append("data.train")
     return tuple("schedule.iterations" if key == "schedule.max_iterations" else key for key in changed)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return found
-
-
-class _Facts:
-    """Facts of the splits, each looked up once a plan."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._known: dict[tuple[str, str], SplitFacts] = {}
-
-    def of(self, config: TrainingConfig) -> tuple[SplitFacts, SplitFacts, SplitFacts | None]:
-        """Training, validation and test split of a located ``config``, found to be of use and of the same classes."""
-        train, val = (self._split(config, split) for split in (config.data.train, config.data.val))
-        test = None if config.data.test is None else self._split(config, config.data.test)
-        check_boxes(train, val)
-        for other in (val, test):
-            if other is not None:
-                check_categories(train, other)
-        classes = config.model.num_classes
-        if classes is not None and classes != len(train.categories):
-            raise InputError(
-                f"model.num_classes is {classes}, but the data set in {config.data.root} has {len(train.categories)} "
-                "categories; leave model.num_classes out, or set it to null"
-            )
-        return train, val, test
-
-    def _split(self, config: TrainingConfig, split: str) -> SplitFacts:
-        root, generated = str(config.data.root), config.data.generated
-        if generated is not None and not Path(root).is_dir():
-            return undrawn_facts(generated, root, split)
-        if (root, split) not in self._known:
-            self._known[root, split] = split_facts(root, split, self._ledger.data)
-        return self._known[root, split]
-
-    def remember(self) -> None:
-        """Keeps for later plans what was learnt while there was no storage yet."""
-        remember(self._known.values(), self._ledger.data)
 
 
 def _located(config: TrainingConfig, data_folder: Path) -> TrainingConfig:
@@ -353,20 +327,24 @@ def _draw(configs: Iterable[TrainingConfig], ledger: Ledger) -> None:
             generate(config.data.generated, ledger.data)
 
 
-def _planned(draft: _Draft, config: TrainingConfig, model: ModelConfig, seed: int, facts: _Facts) -> PlannedRow:
+def _planned(draft: _Draft, config: TrainingConfig, model: ModelConfig, seed: int, facts: Facts) -> PlannedRow:
     train, val, test = facts.of(config)
     config = config.model_copy(
         update={"model": model.model_copy(update={"num_classes": len(train.categories)}), "seed": seed}
     )
     values = flat(config)
+    mine = identity(config, train_digest=train.digest)
     return PlannedRow(
         row=draft.spec.name,
         seed=seed,
-        identity=identity(config, train_digest=train.digest),
+        identity=mine,
+        own_identity=mine,
+        basis=basis(config, train_digest=train.digest),
         config=config,
         show=dict(draft.spec.show),
         paper=dict(draft.spec.paper),
         differences={setting.key: values.get(setting.key, setting.value) for setting in draft.spec.settings},
+        base=draft.spec.stands_on,
         departures=draft.departures,
         train=train,
         val=val,
@@ -374,6 +352,19 @@ def _planned(draft: _Draft, config: TrainingConfig, model: ModelConfig, seed: in
         evaluation=evaluation_identity(config, split_digest=val.digest),
         test_evaluation="" if test is None else evaluation_identity(config, split_digest=test.digest),
     )
+
+
+def _with_history(row: PlannedRow, history: History, request: SweepRequest, purpose: Purpose) -> PlannedRow:
+    """``row`` with what is known of its earlier trainings, and with the one by other code where that is to be used."""
+    if not row.drawn:
+        return row
+    changed = history.changed(row.row, row.seed, row.identity, row.basis)
+    other = None if request.other_code == "anew" else history.other_code(row.identity, row.basis)
+    if other is None:
+        return replace(row, changed=changed)
+    other = replace(other, accepted=other.accepted or request.other_code == "accept")
+    used = other.identity if other.accepted or purpose == "read" else row.identity
+    return replace(row, changed=changed, other_code=other, identity=used)
 
 
 def _root(config: TrainingConfig) -> str:

@@ -5,11 +5,16 @@ An evaluation is named by a key: a hash of its split, the size of the images and
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from detector.errors import InputError
+
+FORMAT = 1
 Metrics = dict[str, float | None]
 
 
@@ -33,6 +38,8 @@ class Record:
     """Folders with detections.json and per_class.json of the finished evaluations, by the prefix of their metrics."""
     error: str | None = None
     """Why it failed, in one sentence."""
+    cancelled: bool = False
+    """Whether it failed because the user took it out; it is then tried again only when it is put back."""
     started: float | None = None
     """Unix seconds of the first attempt."""
     finished: float | None = None
@@ -40,7 +47,7 @@ class Record:
     seconds: float | None = None
     """Time spent in all attempts."""
     history: tuple[dict[str, Any], ...] = ()
-    """Attempts: node, started, ended, from_step, outcome, error."""
+    """Attempts: node, started, ended, from_step, to_step, outcome, error."""
     hardware: dict[str, Any] = field(default_factory=dict)
     """Of the newest attempt: device, threads, workers, versions."""
     holder: str | None = None
@@ -115,6 +122,7 @@ def read_record(
             if wanted[prefix]["state"] == "finished"
         },
         error=next(iter(errors), None) if state == "failed" else None,
+        cancelled=bool(status.get("cancelled")),
         started=attempts[0]["started"] if attempts else None,
         finished=status.get("finished"),
         seconds=_spent(attempts, now if training_state == "running" else newest["time"] if newest else None),
@@ -142,3 +150,52 @@ def _spent(attempts: list[dict[str, Any]], until: float | None) -> float | None:
     if not attempts:
         return None
     return sum(max(0.0, (a.get("ended") or until or a["started"]) - a["started"]) for a in attempts)
+
+
+# The document itself, status.json
+
+
+def new_status(identity: str, *, sweep: str, row: str, seed: int, iterations: int) -> dict[str, Any]:
+    """The status of a training that nothing is known of yet."""
+    return {
+        "format": FORMAT,
+        "identity": identity,
+        "training": uuid.uuid4().hex,
+        "state": "pending",
+        "iterations": iterations,
+        "first": {"sweep": sweep, "row": row, "seed": seed},
+        "attempts": [],
+    }
+
+
+def checked(status: Any | None, where: str) -> dict[str, Any] | None:
+    """``status`` as it was read from ``where``; raises ``InputError`` for that of another version."""
+    if status is not None and status.get("format") != FORMAT:
+        raise InputError(
+            f"{where} has format {status.get('format')}, but this version reads {FORMAT}; use the version that wrote "
+            "it, or move the folder away to train it anew"
+        )
+    return status
+
+
+def evaluations_of(status: dict[str, Any]) -> dict[str, Any]:
+    """All evaluations, by key."""
+    return status.get("evaluations") or {}
+
+
+def finished_evaluations(status: dict[str, Any]) -> dict[str, Any]:
+    """Those that are finished."""
+    return {key: one for key, one in evaluations_of(status).items() if one["state"] == "finished"}
+
+
+def end_attempts(
+    status: dict[str, Any], outcome: str, *, at: float | None = None, error: str | None = None, step: int | None = None
+) -> None:
+    """Ends what has no end yet, ``at`` that time, or now; ``step`` iterations were complete."""
+    for attempt in status["attempts"]:
+        if "outcome" not in attempt:
+            attempt.update(outcome=outcome, ended=time.time() if at is None else max(attempt["started"], at))
+            if error:
+                attempt["error"] = error
+            if step is not None:
+                attempt["to_step"] = step

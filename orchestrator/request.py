@@ -1,4 +1,4 @@
-"""What is asked for on the command line: which sweep, and where its storage and its runs are."""
+"""What is asked for on the command line: which sweep, and where its storage, its runs and its data are."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from detector.errors import InputError
 from detector.keys import Setting
 from orchestrator.identity import digest
+from orchestrator.storage import check_scheme
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,17 @@ class SweepRequest:
     seeds: tuple[int, ...] | None = None
     """None: those of the sweep file."""
     storage: str | None = None
-    """Folder; None: $DETSWEEP_STORAGE, then ~/detsweep."""
+    """Folder or URI; None: $DETSWEEP_STORAGE, then ~/detsweep."""
     tracking_uri: str | None = None
     """None: $MLFLOW_TRACKING_URI, then sqlite in the storage."""
+    other_code: Literal["refuse", "accept", "anew"] = "refuse"
+    """What becomes of a training that was made by other code than the present."""
 
 
-def resolve_storage(given: str | None) -> Path:
-    """The storage as an absolute path: ``given``, else $DETSWEEP_STORAGE, else ~/detsweep.
+def resolve_storage(given: str | None) -> Path | str:
+    """The storage as an absolute path, or as the URI that it is: ``given``, else $DETSWEEP_STORAGE, else ~/detsweep.
 
-    Raises InputError for a URI.
+    Raises InputError for a URI that can't be one.
     """
     text, origin = given, "--storage"
     if text is None:
@@ -44,20 +48,26 @@ def resolve_storage(given: str | None) -> Path:
     if not text:
         raise InputError(f"{origin} is empty; give the path of a folder")
     if "://" in text:
-        scheme = text.split("://")[0]
-        raise InputError(
-            f"{origin} is a {scheme}:// address, but the storage must be a folder that every node sees under one path, "
-            "such as /mnt/shared/detsweep"
-        )
+        check_scheme(text, origin)
+        return text.rstrip("/")
     return Path(os.path.abspath(Path(text).expanduser()))
 
 
-def resolve_tracking_uri(given: str | None, storage: Path) -> str:
-    """MLflow's store: ``given``, else $MLFLOW_TRACKING_URI, else a database in the storage."""
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+def resolve_tracking_uri(given: str | None, storage: Path | str) -> str:
+    """MLflow's store: ``given``, else $MLFLOW_TRACKING_URI, else a database in the storage.
+
+    Raises InputError where the storage can't hold one.
+    """
+    named = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if named is None and isinstance(storage, str):
+        raise InputError(
+            f"--storage is {storage}, which can't hold MLflow's database; name a tracking server with --tracking-uri "
+            "or $MLFLOW_TRACKING_URI, or a folder that every node sees with --storage"
+        )
+    return named or f"sqlite:///{Path(storage) / 'mlflow.db'}"
 
 
-def check_tracking_uri(given: str | None, storage: Path) -> None:
+def check_tracking_uri(given: str | None, storage: Path | str) -> None:
     """Raises InputError for a database in a folder that isn't there, other than the storage: a slip of the hand."""
     uri = resolve_tracking_uri(given, storage)
     path = uri.removeprefix("sqlite:///").split("?")[0] if uri.startswith("sqlite:///") else None

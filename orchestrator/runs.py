@@ -12,9 +12,10 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from detector.errors import UnreachableError
 from orchestrator.files import locked
@@ -28,6 +29,42 @@ if TYPE_CHECKING:
 
 BATCH = 1000
 """Most metrics that MLflow takes at once."""
+PAUSES_S = (0.2, 0.4, 0.8)
+
+
+class AwayError(UnreachableError):
+    """The tracking server doesn't answer, or says that it can't now: it may be there again in a while."""
+
+    def __init__(self, sentence: str, why: str) -> None:
+        super().__init__(sentence)
+        self.why = why
+
+
+class _Persistent:
+    """MLflow's client, whose requests are tried again for a moment where the server says that it can't now.
+
+    Not the making of a run: it may have been made although the answer said otherwise.
+    """
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        request = getattr(self._client, name)
+        if name == "create_run" or not callable(request):
+            return request
+
+        def persistent(*args: Any, **options: Any) -> Any:
+            for pause in PAUSES_S:
+                try:
+                    return request(*args, **options)
+                except Exception as error:
+                    if not is_away(error):
+                        raise
+                    time.sleep(pause)
+            return request(*args, **options)
+
+        return persistent
 
 
 class RunStore:
@@ -64,30 +101,43 @@ class RunStore:
         try:
             yield
         except Exception as error:
-            raise UnreachableError(
+            sentence = (
                 f"the tracking server {without_secrets(self.plan.tracking_uri)} can't be used ({reason(error)}); "
                 "check --tracking-uri, or leave it out to keep runs in the storage"
-            ) from None
+            )
+            if is_away(error):
+                raise AwayError(sentence, reason(error)) from None
+            raise UnreachableError(sentence) from None
 
     def _connect(self) -> None:
-        # A server that is away is our loop's business; MLflow's own retries would hold it for minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        # A server that is away is our loop's business: MLflow's own retries would hold it for minutes, and repeat what
+        # may have been done although the answer said otherwise.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
         for name in ("alembic", "mlflow"):  # after the import, which sets them up
             logging.getLogger(name).setLevel(logging.ERROR)
         uri = self.plan.tracking_uri
         with _first_to_open(uri):
-            self._client = MlflowClient(tracking_uri=uri)
+            client: Any = _Persistent(MlflowClient(tracking_uri=uri))
+            self._client = client
             found = self.client.get_experiment_by_name(self.plan.name)
             if found is None:
                 # A database has no place of its own for files: they lie beside it, not in the working directory.
-                location = (self.ledger.storage / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-                self._experiment = self.client.create_experiment(self.plan.name, artifact_location=location)
-                return
+                location = _artifacts(uri, self.plan)
+                try:
+                    self._experiment = self.client.create_experiment(self.plan.name, artifact_location=location)
+                    return
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    # Another driver was faster, or the request was repeated.
+                    found = self.client.get_experiment_by_name(self.plan.name)
+                    assert found is not None
         self._experiment = found.experiment_id
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(self._experiment)
@@ -140,6 +190,20 @@ class RunStore:
             raise
         return run if run.info.lifecycle_stage == "active" and has(run, tags) else None
 
+    def drop_doubles(self) -> None:
+        """Keeps one run of the sweep and one a row and seed: a server that answers late may have made another."""
+        known = self.ledger.runs(self.plan.key)
+        kept = {known["parent"], *(run_id for seeds in known["rows"].values() for run_id in seeds.values())}
+        for run in list(self.search()):
+            tags = run.data.tags
+            mine = tags.get("sweep") == self.plan.key and tags.get("kind") in ("sweep", "row")
+            known_id = known["parent"] if tags.get("kind") == "sweep" else self._known(known, tags)
+            if mine and known_id is not None and run.info.run_id not in kept:
+                self.client.delete_run(run.info.run_id)
+
+    def _known(self, known: dict[str, Any], tags: dict[str, str]) -> str | None:
+        return known["rows"].get(tags.get("row"), {}).get(tags.get("seed"))
+
     def log_params(self, run_id: str, params: dict[str, str]) -> None:
         """Writes parameters, which MLflow takes a hundred at a time."""
         from mlflow.entities import Param
@@ -179,6 +243,14 @@ class RunStore:
                 self.client.log_artifact(self.parent, str(path), artifact_path="report")
 
 
+def _artifacts(uri: str, plan: Plan) -> str | None:
+    """Where files of runs lie: None is the server's business."""
+    if not uri.startswith("sqlite:"):
+        return None
+    folder = plan.storage if plan.uri is None else Path(os.path.abspath(uri.removeprefix("sqlite:///"))).parent
+    return (folder / "mlartifacts").as_uri()
+
+
 def without_secrets(uri: str) -> str:
     """``uri`` without user and password."""
     return re.sub(r"//[^/@\s]+@", "//", uri)
@@ -199,6 +271,25 @@ def _first_to_open(uri: str) -> Iterator[None]:
 def has(run: Run, tags: dict[str, str]) -> bool:
     """Whether ``run`` has all of ``tags``."""
     return all(run.data.tags.get(key) == value for key, value in tags.items())
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether it may be better in a while: no connection, no answer in time, or one of 429 and 5xx."""
+    link: BaseException | None = error
+    while link is not None:
+        text = f"{type(link).__name__} {link}"
+        if re.search(r"Name or service not known|nodename nor servname|NameResolution|getaddrinfo", text):
+            return False
+        link = link.__cause__ or link.__context__
+    link = error
+    while link is not None:
+        if isinstance(link, ConnectionError | TimeoutError):
+            return True
+        text = f"{type(link).__name__} {link}"
+        if re.search(r"ConnectionError|ConnectTimeout|ReadTimeout|error code (429|5\d\d)|too many (429|5\d\d)", text):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
 
 
 def reason(error: BaseException) -> str:

@@ -8,27 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import shutil
-import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from detector.errors import UnreachableError
 from orchestrator import nodes
+from orchestrator.budget import BudgetSpentError, check_budget
+from orchestrator.cancellation import end_gracefully
+from orchestrator.history import forget_accepted
 from orchestrator.identity import evaluation_settings
-from orchestrator.lease import Lease, refuse_held
+from orchestrator.interruption import Interrupted, signals
+from orchestrator.lease import Lease, LeaseLostError
 from orchestrator.ledger import Ledger
 from orchestrator.live_table import LiveTable
+from orchestrator.preparation import data_of, make_ready, remember_choices, state_of, unfinished
+from orchestrator.probe import Expected, expect
+from orchestrator.supply import WAIT_S, Supply, await_room, examine_all
+from orchestrator.tracking import PATIENCE_S, Tracker
 
 if TYPE_CHECKING:
     from orchestrator.evaluation import EvaluationJob
     from orchestrator.plan import Plan, PlannedRow
-    from orchestrator.tracking import Tracker
     from orchestrator.worker import Assignment
 
 
@@ -54,14 +59,6 @@ class _Stopped(BaseException):
     """Ends Tune's loop at once. Tune would answer an ordinary exception by waiting for all trials."""
 
 
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM; raised in the main thread, so that what is held is given back."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
 def run_sweep(
     plan: Plan,
     *,
@@ -69,32 +66,53 @@ def run_sweep(
     max_concurrent: int | None = None,
     fresh: bool = False,
     quiet_json: bool = False,
+    max_gpu_hours: float | None = None,
+    wait_for_nodes_s: float | None = None,
 ) -> SweepOutcome:
     """Trains what ``plan`` still lacks, on the cluster at ``address`` or on one that is started here.
 
     At most ``max_concurrent`` trainings run at once, and never more than the cluster has room for. ``fresh`` sets
     earlier results of these trainings aside and trains them anew. ``quiet_json`` is for callers that print JSON on
-    standard output; nothing here writes there in either case.
+    standard output; nothing here writes there in either case. ``max_gpu_hours`` ends the pass when this sweep's
+    trainings have taken as much. ``wait_for_nodes_s``: how long a cluster may take to have room, at first (None: no
+    time) and after nodes were lost (None: ``supply.WAIT_S``).
 
     Raises ``InputError`` (the data or the storage's contents are wrong) and ``SweepHeldError`` (another live driver
     has the sweep); everything else is in the outcome.
     """
-    ledger = Ledger(plan.storage)
-    with _signals() as listen:
+    ledger = Ledger(plan.place)
+    with signals() as listen:
         try:
             ledger.prepare()
             make_ready(plan, ledger, address, fresh=fresh)
-            with Lease(ledger.sweep(plan.key)):
-                return _Pass(plan, ledger, listen).run(address, max_concurrent, fresh)
+            with Lease(ledger.place, plan.key) as lease:
+                remember_choices(plan, ledger)
+                limits = _Limits(max_concurrent, max_gpu_hours, wait_for_nodes_s)
+                return _Pass(plan, Ledger(plan.place, lease.fence), listen, limits).run(address, fresh)
         except UnreachableError as error:
             return SweepOutcome("unreachable", str(error), 4)
+        except OSError as error:
+            where = error.filename or ledger.address
+            return SweepOutcome(
+                "unreachable",
+                f"the storage can't be used ({error.strerror or error}: {where}); what is in it is intact: make room "
+                "or give write permission, and run the same command again",
+                4,
+            )
         except Interrupted as stop:
             return _interrupted(stop)
 
 
+@dataclass(frozen=True)
+class _Limits:
+    concurrent: int | None = None
+    gpu_hours: float | None = None
+    wait_for_nodes_s: float | None = None
+
+
 class _Pass:
-    def __init__(self, plan: Plan, ledger: Ledger, listen: Callable[[], None]) -> None:
-        self.plan, self.ledger, self._listen = plan, ledger, listen
+    def __init__(self, plan: Plan, ledger: Ledger, listen: Callable[[], None], limits: _Limits) -> None:
+        self.plan, self.ledger, self._listen, self._limits = plan, ledger, listen, limits
         self._claimed: list[str] = []
         self._held: list[str] = []
         """Identities that another live sweep is training."""
@@ -103,31 +121,38 @@ class _Pass:
         self._broken: BaseException | None = None
         self._tune_error: dict[str, str] = {}
 
-    def run(self, address: str | None, max_concurrent: int | None, fresh: bool) -> SweepOutcome:
-        from orchestrator.tracking import Tracker
-
+    def run(self, address: str | None, fresh: bool) -> SweepOutcome:
         tracker = Tracker(self.plan, self.ledger)
-        todo = _todo(self.plan, self.ledger, fresh)
+        todo = unfinished(self.plan, self.ledger, fresh)
         # MLflow's first look at its store takes seconds, which the cluster's start can hide.
-        connecting = _Background(tracker.connect)
+        connecting = _Background(lambda: tracker.connect(PATIENCE_S))
         try:
             if todo:
                 with nodes.connected(address) as cluster:
                     self._listen()
                     try:
                         connecting.wait()
-                        self._train(cluster, todo, tracker, max_concurrent, fresh)
+                        self._train(cluster, todo, tracker, fresh)
                     except Interrupted as stop:
                         # Here and not outside: the ledger comes before the cluster's end, which takes seconds.
                         return self._give_up(tracker, stop)
+                    except BudgetSpentError as error:
+                        end_gracefully(self.ledger, self._claimed, self._tune)
+                        self._end_tune()
+                        self._release()
+                        tracker.stop_polling()
+                        notice = tracker.finish("KILLED") if tracker.opened else None
+                        return SweepOutcome("partial", str(error), 3, notice)
                     except BaseException:
                         self._end_tune()
                         raise
             else:
                 connecting.wait()
-                tracker.open()
+                tracker.open(PATIENCE_S)
         except Interrupted as stop:
             return self._give_up(tracker, stop)
+        except LeaseLostError:
+            raise  # the ledger and the runs are another driver's
         except BaseException:
             self._release()
             with contextlib.suppress(Exception):
@@ -137,24 +162,44 @@ class _Pass:
             raise
         return self._outcome(tracker)
 
-    def _train(
-        self, cluster: nodes.Nodes, todo: list[str], tracker: Tracker, max_concurrent: int | None, fresh: bool
-    ) -> None:
+    def _train(self, cluster: nodes.Nodes, todo: list[str], tracker: Tracker, fresh: bool) -> None:
         needs = {identity: cluster.need(self.plan.trainings[identity].resources) for identity in todo}
         for identity in [] if fresh else [one for one in todo if self.ledger.record(one).trained]:
             needs[identity] = replace(needs[identity], workers=1)  # only to be evaluated
-        nodes.check_room(cluster, needs.values())
+        expected = None
+        if cluster.here:
+            nodes.check_room(cluster, needs.values())
+        else:
+            nodes.free_leftovers()
+            await_room(needs.values(), self._limits.wait_for_nodes_s or 0.0)
+            expected = expect(self.ledger.address, self.plan.key, *data_of(self.plan, todo))
+            cluster = examine_all(expected, self.plan.tracking_uri)
+        gpus = any(need.gpus for need in needs.values())
+        if self._limits.gpu_hours is not None and not gpus:
+            sys.stderr.write("these trainings use no GPU: --max-gpu-hours counts the hours of their workers\n")
+        check_budget(self.plan, self.ledger, self._limits.gpu_hours, gpus=gpus)
+        max_concurrent = self._limits.concurrent
         room = min(cluster.room(need) for need in needs.values())
         at_once = max(1, min(room, max_concurrent or room))
-        assignments = self._claim(needs, fresh)
-        tracker.open()
+        assignments = self._claim(needs, fresh, expected)
+        tracker.open(PATIENCE_S)
         tracker.start()
         self._tune = threading.Thread(target=self._run_tune, args=(assignments, at_once), name="tune", daemon=True)
         table = LiveTable(self.plan.rows, self.ledger)
         self._tune.start()
-        while self._tune.is_alive():
-            self._tune.join(timeout=0.5)
-            table.update()
+        with contextlib.ExitStack() as stack:
+            supply = None
+            if expected is not None:
+                wait_s = WAIT_S if self._limits.wait_for_nodes_s is None else self._limits.wait_for_nodes_s
+                left = functools.partial(self._left, needs)
+                supply = stack.enter_context(Supply(cluster, expected, left, wait_s))
+            while self._tune.is_alive():
+                self._tune.join(timeout=self.ledger.place.pause)
+                self.ledger.check()
+                table.update()
+                check_budget(self.plan, self.ledger, self._limits.gpu_hours, gpus=gpus)
+                if supply is not None:
+                    supply.check()
         if self._broken is not None:
             raise UnreachableError(
                 f"the cluster stopped scheduling ({' '.join(str(self._broken).split())[:300]}); run the same command "
@@ -170,15 +215,22 @@ class _Pass:
         table.close()
         tracker.stop_polling()
 
-    def _claim(self, needs: dict[str, nodes.Need], fresh: bool) -> dict[str, Assignment]:
+    def _left(self, needs: dict[str, nodes.Need]) -> list[nodes.Need]:
+        """What the trainings need that aren't done."""
+        return [needs[one] for one in self._claimed if self.ledger.record(one).state in ("pending", "running")]
+
+    def _claim(self, needs: dict[str, nodes.Need], fresh: bool, expected: Expected | None) -> dict[str, Assignment]:
         """Takes what is not finished, in the order of the rows; what each training is to do, by identity."""
         assignments: dict[str, Assignment] = {}
         for row in self.plan.rows:
             if row.identity not in needs or row.identity in assignments or row.identity in self._held:
                 continue
             record = self.ledger.record(row.identity)
+            if record.cancelled and not fresh:
+                continue
             if fresh and not (record.state == "running" and record.holder != self.plan.key):
                 self.ledger.set_aside(row.identity)
+                forget_accepted(self.ledger, row.identity)
             mine = self.ledger.claim(
                 row.identity,
                 sweep=self.plan.key,
@@ -186,24 +238,27 @@ class _Pass:
                 seed=row.seed,
                 config=row.config.model_dump(mode="json"),
                 iterations=row.config.schedule.max_iterations,
+                basis=row.basis,
             )
             if mine:
                 self._claimed.append(row.identity)
-                assignments[row.identity] = self._assignment(row, needs[row.identity].gpus)
+                assignments[row.identity] = self._assignment(row, needs[row.identity].gpus, expected)
             else:
                 self._held.append(row.identity)
         return assignments
 
-    def _assignment(self, row: PlannedRow, gpus: float) -> Assignment:
+    def _assignment(self, row: PlannedRow, gpus: float, expected: Expected | None) -> Assignment:
         from orchestrator.worker import Assignment
 
         return Assignment(
             identity=row.identity,
-            storage=str(self.ledger.storage),
+            storage=self.ledger.address,
             config=row.config.model_dump(mode="json"),
             digests={facts.split: facts.digest for facts in (row.train, row.val) if facts is not None},
             evaluations=self._evaluations(row.identity),
             gpus_per_worker=gpus,
+            fence=self.ledger.fence,
+            expected=expected,
         )
 
     def _evaluations(self, identity: str) -> tuple[EvaluationJob, ...]:
@@ -269,16 +324,18 @@ class _Pass:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _release(self) -> None:
-        for identity in self._claimed:
+        def give_back(identity: str) -> None:
             with contextlib.suppress(Exception):
                 self.ledger.release(identity)
+
+        with ThreadPoolExecutor(8) as pool:  # an object store takes its time for each
+            list(pool.map(give_back, self._claimed))
 
     def _give_up(self, tracker: Tracker, stop: Interrupted) -> SweepOutcome:
         """A signal: first the ledger, then the runs' states, within the seconds that a job's stop leaves."""
         self._release()
         if tracker.opened:
-            tracker.stop_polling()
-            tracker.finish("KILLED", patience=0.0)
+            tracker.abandon()
         self._end_tune()
         return _interrupted(stop)
 
@@ -291,9 +348,9 @@ class _Pass:
     def _outcome(self, tracker: Tracker) -> SweepOutcome:
         from orchestrator.report import write_report
 
-        states = [_state(row, self.ledger) for row in self.plan.rows]
+        states = [state_of(row, self.ledger) for row in self.plan.rows]
         complete = all(state == "finished" for state in states)
-        write_report(self.plan, self.ledger)
+        self.ledger.publish(write_report(self.plan, self.ledger).values())
         notice = tracker.finish("FINISHED" if complete else "FAILED")
         if complete:
             return SweepOutcome("complete", notice=notice)
@@ -302,60 +359,6 @@ class _Pass:
         if self._held:
             parts.append(f"{len(self._held)} trainings are another live sweep's; run this again when it has ended")
         return SweepOutcome("partial", "; ".join(parts), 3, notice)
-
-
-def make_ready(plan: Plan, ledger: Ledger, address: str | None, *, fresh: bool) -> None:
-    """What can be refused is refused, and the data are converted, before anything of the sweep itself is written.
-
-    Raises ``InputError``, ``UnreachableError`` and ``SweepHeldError``.
-    """
-    from orchestrator.tracking import Tracker
-
-    refuse_held(ledger.sweep(plan.key))
-    todo = _todo(plan, ledger, fresh)
-    if todo:
-        nodes.check_address(address)
-        # Hours of converting must not come before a server that isn't there. A database is made later, by the sweep.
-        tracker = Tracker(plan, ledger)
-        before = (lambda: None) if plan.tracking_uri.startswith("sqlite:") else tracker.connect
-        convert_data(plan, todo, ledger, fresh=fresh, before=before)
-
-
-def _todo(plan: Plan, ledger: Ledger, fresh: bool) -> list[str]:
-    """Identities that lack something, in the order of the rows."""
-    return list(dict.fromkeys(row.identity for row in plan.rows if fresh or _state(row, ledger) != "finished"))
-
-
-def _state(row: PlannedRow, ledger: Ledger) -> str:
-    return ledger.record(row.identity, row.evaluations).state
-
-
-def convert_data(
-    plan: Plan,
-    identities: Collection[str],
-    ledger: Ledger,
-    *,
-    fresh: bool = False,
-    before: Callable[[], None] = lambda: None,
-) -> None:
-    """Converts the data that ``identities`` still need, each split once, before anything starts.
-
-    ``before`` is called if that is going to take time. Raises ``InputError`` for data that can't be used.
-    """
-    from detector.data.store import ensure_store, is_store
-
-    # Data sets that each node keeps on its own disk are converted there, at first use.
-    rows = [row for row in plan.rows if row.identity in identities and row.config.data.cache is None]
-    splits = {
-        facts
-        for row in rows
-        for facts in (row.train if fresh or not ledger.record(row.identity).trained else None, row.val, row.test)
-        if facts is not None and not is_store(ledger.data / facts.digest)
-    }
-    if splits:
-        before()
-    for root, split, digest in sorted({(facts.root, facts.split, facts.digest) for facts in splits}):
-        ensure_store(root, split, ledger.data, digest=digest)
 
 
 class _Background:
@@ -377,38 +380,6 @@ class _Background:
         self._thread.join()
         if self._error is not None:
             raise self._error
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], None]]:
-    """SIGINT and SIGTERM raise ``Interrupted``; a second one ends the process at once.
-
-    Yields what installs the handlers again: Ray replaces them when it starts.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    asked = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            os._exit(128 + number)
-        asked = True
-        sys.stderr.write("\nstopping: the ledger is being closed; once more ends at once\n")
-        raise Interrupted(number)
-
-    def listen() -> None:
-        for number in before:
-            signal.signal(number, handle)
-
-    listen()
-    try:
-        yield listen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _interrupted(stop: Interrupted) -> SweepOutcome:

@@ -109,6 +109,8 @@ class RowSpec:
     paper: dict[str, float] = field(default_factory=dict)
     plugins: tuple[Plugin, ...] = ()
     """Those that its sweep file declares, used or not."""
+    stands_on: str = ""
+    """Name of its base."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,8 @@ def _own_rows(said: _SweepFile, document: Document) -> Iterator[RowSpec]:
         return
     base = None if said.base is None else _load_base(said.base, document, ("base",))
     if said.grid is not None:
-        yield from _grid_rows(said.grid, _needed(base, document), document)
+        rows = _grid_rows(said.grid, _needed(base, document), document)
+        yield from (replace(row, stands_on=said.base or "") for row in rows)
         return
     if not said.rows:
         raise InputError(f"{document.where(('rows',))}: rows is empty; add at least one row")
@@ -266,7 +269,8 @@ def _own_rows(said: _SweepFile, document: Document) -> Iterator[RowSpec]:
         # A row's own base takes the place of the table's, it isn't laid over it.
         below = base if row.base is None else _load_base(row.base, document, (*loc, "base"))
         paper = {str(key): value for key, value in row.paper.items()}
-        yield RowSpec(row.name, _needed(below, document, loc), settings, dict(row.show), paper)
+        stands_on = row.base or said.base or ""
+        yield RowSpec(row.name, _needed(below, document, loc), settings, dict(row.show), paper, stands_on=stands_on)
 
 
 def _load_base(name: str, document: Document, loc: Loc) -> tuple[Setting, ...]:

@@ -9,13 +9,17 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from detector.document import listed
+from detector.errors import InputError
 from orchestrator.dry_run import describe
+from orchestrator.history import MOST
 from orchestrator.identity import deciding, digest
 from orchestrator.ledger import Ledger
-from orchestrator.options import Answer, Parser, add_sweep_options, answer, positive, sweep_request
+from orchestrator.options import Answer, Parser, add_sweep_options, answer, positive, positive_number, sweep_request
 from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
 from orchestrator.request import resolve_storage, resolve_tracking_uri
@@ -25,7 +29,7 @@ from orchestrator.runs import without_secrets
 EXIT_STATUSES = """exit status:
   0  every row has its result
   2  the specification, the data or a reuse is wrong; nothing was started
-  3  some trainings failed for good; the rest is complete and reported
+  3  some trainings failed for good, or the budget is used up; the rest is complete and reported
   4  the cluster, the storage or the tracking server can't be reached, or can't ever satisfy the request
   5  another driver holds the sweep
   130, 143  interrupted; the same command continues
@@ -47,16 +51,36 @@ def _parser() -> Parser:
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained and what it needs, and stop")
     parser.add_argument("--address", metavar="RAY", help="cluster to join; default: $RAY_ADDRESS, then a local one")
     parser.add_argument("--max-concurrent", metavar="N", type=positive, help="most trainings at a time")
+    parser.add_argument(
+        "--max-gpu-hours",
+        metavar="N",
+        type=positive_number,
+        help="stop when this sweep's trainings have taken so many, in all runs of it; resumable",
+    )
+    parser.add_argument(
+        "--wait-for-nodes",
+        metavar="MINUTES",
+        type=positive_number,
+        help="time that a cluster has to grow to what a training needs, or to replace nodes that it lost; default: "
+        "none at first, 10 minutes after a loss",
+    )
     parser.add_argument("--fresh", action="store_true", help="set earlier results of these trainings aside, train anew")
+    parser.add_argument(
+        "--accept-code-change",
+        action="store_true",
+        help="use, and continue, trainings that were made before the code was edited; the report says so",
+    )
     return parser
 
 
 def _sweep(arguments: argparse.Namespace) -> Answer:
-    plan = make_plan(sweep_request(arguments), "describe" if arguments.dry_run else "run")
-    ledger = Ledger(plan.storage)
+    request = replace(sweep_request(arguments), other_code=_other_code(arguments))
+    plan = make_plan(request, "describe" if arguments.dry_run else "run")
+    ledger = Ledger(plan.place)
     if arguments.dry_run:
         document = _document(plan, ledger, "dry_run", None, None)
         return Answer(0, {**document, "trainings": len(plan.trainings)}, describe(plan, ledger))
+    refuse_other_code(plan)
     fetch_initial_weights(plan)
     try_plugins(plan, ledger, fresh=arguments.fresh)
     from orchestrator.session import run_sweep
@@ -67,6 +91,8 @@ def _sweep(arguments: argparse.Namespace) -> Answer:
         max_concurrent=arguments.max_concurrent,
         fresh=arguments.fresh,
         quiet_json=arguments.json,
+        max_gpu_hours=arguments.max_gpu_hours,
+        wait_for_nodes_s=None if arguments.wait_for_nodes is None else 60 * arguments.wait_for_nodes,
     )
     if outcome.notice:
         print(f"note: {outcome.notice}", file=sys.stderr)
@@ -74,10 +100,31 @@ def _sweep(arguments: argparse.Namespace) -> Answer:
         return Answer(
             outcome.exit_status, _document(plan, ledger, outcome.status, None, outcome.error), "", outcome.error
         )
-    report = write_report(plan, ledger)["report.html"]
+    files = write_report(plan, ledger)
+    ledger.publish(files.values())
+    report = files["report.html"]
     document = _document(plan, ledger, outcome.status, report, outcome.error)
     text = f"\n{terminal_table(plan, ledger)}\n{closing_lines(plan, ledger, report)}"
     return Answer(outcome.exit_status, document, text, outcome.error)
+
+
+def _other_code(arguments: argparse.Namespace) -> Literal["refuse", "accept", "anew"]:
+    if arguments.fresh and arguments.accept_code_change:
+        raise InputError("--fresh trains anew and --accept-code-change reuses what was trained; give one of them")
+    return "anew" if arguments.fresh else "accept" if arguments.accept_code_change else "refuse"
+
+
+def refuse_other_code(plan: Plan) -> None:
+    """Raises InputError where a row has been trained, or begun, by other code, and nothing was said about it."""
+    rows = [row for row in plan.rows if row.other_code is not None and not row.other_code.accepted]
+    if rows:
+        names = list(dict.fromkeys(row.row for row in rows))
+        files = sorted({file for row in rows if row.other_code is not None for file in row.other_code.files})
+        raise InputError(
+            f"{listed(names, MOST)} {'was' if len(names) == 1 else 'were'} trained before the code that decides the "
+            f"weights was changed ({listed(files, MOST)}); --accept-code-change uses what is there all the same, and "
+            "the report says so; --fresh, with --only for single rows, trains anew; --dry-run shows more"
+        )
 
 
 def fetch_initial_weights(plan: Plan) -> None:
@@ -135,7 +182,10 @@ def _model(plan: Plan, ledger: Ledger, entry: dict[str, Any]) -> str:
     if entry["run_id"] is None:
         return f'"{ledger.record(entry["identity"]).model}"'
     source = f'"runs:/{entry["run_id"]}/model"'
-    found_anyway = plan.tracking_uri == resolve_tracking_uri(None, resolve_storage(None))
+    try:
+        found_anyway = plan.tracking_uri == resolve_tracking_uri(None, resolve_storage(None))
+    except InputError:  # $DETSWEEP_STORAGE alone names no tracking server
+        found_anyway = False
     if found_anyway or without_secrets(plan.tracking_uri) != plan.tracking_uri:
         # A password is never shown; whoever has it finds the run by $MLFLOW_TRACKING_URI.
         return source

@@ -12,7 +12,7 @@ from orchestrator.options import Answer, Parser, add_sweep_options, answer, swee
 from orchestrator.plan import make_plan
 from orchestrator.results import result_rows
 from orchestrator.runs import without_secrets
-from orchestrator.tracking import Tracker
+from orchestrator.tracking import PATIENCE_S, Tracker
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,16 +24,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sync(arguments: argparse.Namespace) -> Answer:
     plan = make_plan(sweep_request(arguments), "read")
-    ledger = Ledger(plan.storage)
+    ledger = Ledger(plan.place)
     # A live driver writes the same runs: there must be one writer.
-    with Lease(plan.folder):
+    with Lease(ledger.place, plan.key) as lease:
+        ledger = Ledger(plan.place, lease.fence)
         for row in plan.rows:
             record = ledger.record(row.identity, row.evaluations)
             if record.state == "running" and record.holder == plan.key:
                 ledger.release(row.identity)  # its driver is gone, or the lease could not be had
         tracker = Tracker(plan, ledger, thorough=True)
-        tracker.connect()
-        tracker.open()
+        tracker.connect(PATIENCE_S)
+        tracker.open(PATIENCE_S)
         states = {ledger.record(row.identity, row.evaluations).state for row in plan.rows}
         problem = tracker.finish("FINISHED" if states == {"finished"} else "FAILED" if "failed" in states else "KILLED")
     rows = result_rows(plan, ledger)

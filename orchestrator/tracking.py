@@ -10,9 +10,11 @@ and ``push`` may be repeated at any time.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from detector.keys import flat
 from orchestrator import journal
 from orchestrator.files import read_json
+from orchestrator.lease import LeaseLostError
 from orchestrator.ledger import Ledger
 from orchestrator.record import Record
-from orchestrator.runs import RunStore, has, reason, without_secrets
+from orchestrator.runs import AwayError, RunStore, has, reason, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,8 +33,11 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan, PlannedRow
 
 POLL_S = 2.0
-PATIENCE_S = 30.0
-"""How long the end of a sweep waits for a tracking server that is away."""
+RETRY_S = 2.0
+PATIENCE_S = 75.0
+"""How long the start and the end of a sweep wait for a tracking server that is away."""
+KILL_S = 1.5
+"""How long an interrupted sweep tries to say so in MLflow: `ray job stop` kills after three seconds."""
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "pending": "KILLED"}
 
 
@@ -81,16 +87,27 @@ class Tracker:
         """MLflow's client, once it is open."""
         return self.store.client
 
-    def connect(self) -> None:
+    def connect(self, patience: float = 0.0) -> None:
         """Reaches the store, makes its schema if it is new, and finds or makes the experiment.
 
-        Raises ``UnreachableError`` if that can't be done.
+        Waits up to ``patience`` seconds for a server that is away. Raises ``UnreachableError`` if it can't be done.
         """
-        self.store.connect()
+        self._patiently(self.store.connect, patience)
 
-    def open(self) -> None:
-        """Finds or makes the parent run, which is RUNNING until ``finish``. Raises ``UnreachableError``."""
-        self.store.open()
+    def open(self, patience: float = 0.0) -> None:
+        """Finds or makes the parent run, which is RUNNING until ``finish``. As patient as ``connect``."""
+        self._patiently(self.store.open, patience)
+
+    def _patiently(self, what: Callable[[], None], patience: float) -> None:
+        until = time.monotonic() + patience
+        while True:
+            try:
+                return what()
+            except AwayError as error:
+                if time.monotonic() >= until:
+                    raise
+                self._note_away(error.why, f"waiting up to {patience:g} s for it")
+                time.sleep(min(RETRY_S, max(0.1, until - time.monotonic())))
 
     def start(self) -> None:
         """Follows the journals in a thread, until ``stop_polling``."""
@@ -106,6 +123,7 @@ class Tracker:
 
     def push(self) -> None:
         """Brings every run to what the ledger says. Raises what MLflow raises; may be repeated."""
+        self.ledger.check()
         try:
             # A row that reuses another's training comes after it, wherever it stands in the table.
             later = [run for run in self._runs if not run.complete and not self._push_row(run)]
@@ -127,8 +145,11 @@ class Tracker:
             try:
                 self.push()
                 self.store.log_report()
+                self.store.drop_doubles()
                 self.client.update_run(self.store.parent, status=parent_status)
                 return None
+            except LeaseLostError:
+                raise
             except Exception as error:
                 if time.monotonic() >= until:
                     command = self.plan.command.replace("orchestrator.sweep", "orchestrator.sync", 1)
@@ -136,7 +157,29 @@ class Tracker:
                         f"the tracking server {without_secrets(self.plan.tracking_uri)} could not be brought up to "
                         f"date ({reason(error)}); nothing is lost: `{command}` does it from the ledger"
                     )
-                time.sleep(min(2.0, max(0.1, until - time.monotonic())))
+                self._note_away(reason(error), f"waiting up to {patience:g} s for it")
+                time.sleep(min(RETRY_S, max(0.1, until - time.monotonic())))
+
+    def abandon(self, patience: float = KILL_S) -> None:
+        """After an interruption: what was running is KILLED within ``patience`` seconds, or by the next command."""
+        until = time.monotonic() + patience
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(patience)
+            if self._thread.is_alive():
+                return  # it is in the middle of a request to a slow server
+        last = threading.Thread(target=self._kill, name="killing", daemon=True)
+        last.start()
+        last.join(max(0.0, until - time.monotonic()))
+
+    def _kill(self) -> None:
+        with contextlib.suppress(Exception):
+            # The states first; what curves lack the next command adds.
+            for run in self._runs:
+                if run.run_id is not None and run.status == "RUNNING":
+                    self._set_status(run, "KILLED")
+            self.client.update_run(self.store.parent, status="KILLED")
+            self.push()
 
     # The thread
 
@@ -146,14 +189,18 @@ class Tracker:
             try:
                 self.push()
                 wait, self._away = POLL_S, None
+            except LeaseLostError:
+                return  # another driver writes these runs now
             except Exception as error:
                 # Training must not care. The next call begins with what MLflow has by then.
-                if self._away is None:
-                    logging.getLogger(__name__).warning(
-                        "the tracking server is away (%s); trying again, training goes on", reason(error)
-                    )
-                self._away = reason(error)
+                self._note_away(reason(error), "trying again, training goes on")
                 wait = min(2 * wait, 30.0)
+
+    def _note_away(self, why: str, what_now: str) -> None:
+        if self._away is None:
+            where = without_secrets(self.plan.tracking_uri)
+            logging.getLogger(__name__).warning("the tracking server %s is away (%s); %s", where, why, what_now)
+        self._away = why
 
     # Rows
 
@@ -289,18 +336,19 @@ class Tracker:
         self._log_points(run, [(key, value, record.iterations, at) for key, value in record.metrics.items()])
         # Without the mark an upload may have been cut short.
         there = {file.path for file in self.client.list_artifacts(run.run_id)} if run.marked else set()
-        for prefix, folder in record.evaluations.items():
+        for prefix, place in record.evaluations.items():
+            folder = self.ledger.fetched(place)
             for name in ("detections.json", "per_class.json"):
                 if (folder / name).exists() and prefix + name not in there:
                     self.store.log_file(run.run_id, folder / name, prefix + name)
         if "config.json" not in there:
             # The row's own, of which the training's may differ in the evaluation.
             mine = run.row.config.model_dump(mode="json")
-            config: Any = read_json(record.folder / "config.json") if run.foreign else mine
+            config: Any = read_json(self.ledger.fetched(record.folder / "config.json")) if run.foreign else mine
             self.client.log_dict(run.run_id, config, "config.json")
         assert record.model is not None
         if "model" not in there:
-            self._log_model(run, record.model)
+            self._log_model(run, self.ledger.fetched(record.model))
         self.store.set_tags(run.run_id, {"complete": record.training or ""})
         run.complete = True
 

@@ -1,22 +1,26 @@
 """One identity being trained and evaluated: a Tune trial that runs Ray Train and tells the ledger how it ended.
 
-Ray Train keeps its checkpoints under the identity's own folder, and so continues from the newest one whenever the same
-identity is trained again. Tune only decides when each trial starts.
+Checkpoints are our own (:mod:`detector.checkpoint_store`); Ray Train is given none, so it has no other opinion of which
+to go on from. Whenever the same identity is trained again, its workers begin from the newest one that is whole. Tune
+only decides when each trial starts.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
+from detector.data.store import locate
+from orchestrator.cancellation import is_cancelled
 from orchestrator.evaluation import EvaluationJob, evaluate_training
+from orchestrator.heartbeat import Watch, read_signs
 from orchestrator.ledger import Ledger
-from orchestrator.worker import Assignment, is_ours, sentence, work
+from orchestrator.recovery import ERROR_RETRIES, Retries, cause, chain, is_lost, sentence
+from orchestrator.worker import Assignment, checkpoints, work
 
-RETRIES = 1
-"""Times that a training is started again after its workers failed or their node was lost."""
 WAITS = 60
 """Minutes that a training waits for room which others of the cluster hold: Ray Train counts each as a failed start."""
 
@@ -35,7 +39,7 @@ def run_trial(params: dict[str, Any], *, assignments: dict[str, Assignment]) -> 
     from ray import tune
 
     assignment = assignments[params["identity"]]
-    ledger = Ledger(assignment.storage)
+    ledger = Ledger(assignment.storage, assignment.fence)
     for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ledger.record(assignment.identity).trained:
@@ -45,6 +49,8 @@ def run_trial(params: dict[str, Any], *, assignments: dict[str, Assignment]) -> 
             if ledger.record(assignment.identity, {"": job.key}).state != "finished":
                 _evaluate(assignment, job, ledger)
         ledger.release(assignment.identity)
+    elif is_cancelled(ledger, assignment.identity):
+        ledger.release(assignment.identity)
     # Tune forgets a trial that never reports.
     tune.report({"state": ledger.record(assignment.identity).state})
 
@@ -52,24 +58,41 @@ def run_trial(params: dict[str, Any], *, assignments: dict[str, Assignment]) -> 
 def _train(assignment: Assignment, ledger: Ledger) -> None:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    first = assignment.evaluations[0]
-    for retries_left in range(RETRIES, -1, -1):
+    identity, timeout = assignment.identity, assignment.training_config.resources.stall_timeout_s
+    retries = Retries()
+    while not is_cancelled(ledger, identity):
+        launch = uuid.uuid4().hex
+        watch = Watch(ledger.place, identity, launch, timeout)
         try:
-            result = _trainer(assignment, ledger).fit()
-            if result.checkpoint is None or result.return_value is None:
-                raise RuntimeError("the training ended without a checkpoint")
-            checkpoint, metrics = Path(result.checkpoint.path), result.return_value
-            ledger.evaluated(assignment.identity, first.key, checkpoint, metrics["evaluation"], first.settings)
-            ledger.finished(assignment.identity, checkpoint, metrics["training"])
+            with watch:
+                result = _trainer(assignment, ledger, launch).fit()
+            if result.return_value is None:
+                raise RuntimeError("the training ended without a result")
+            _keep(assignment, ledger, result.return_value)
             return
         except TrainingFailedError as error:
-            # Wrong data, or a loss that is no longer finite, would only fail again.
-            if retries_left == 0 or any(is_ours(one) for one in _causes(error)):
-                ledger.failed(assignment.identity, cause(error))
+            if is_cancelled(ledger, identity):
+                break
+            said = watch.stalled or cause(error)
+            stalled = watch.stalled is not None
+            outcome = "lost" if stalled or is_lost(error) else "failed"
+            reached = max((worker["step"] for worker in read_signs(ledger.place, identity, launch)), default=0)
+            ledger.attempt_failed(identity, said, outcome=outcome, step=reached)
+            kept = checkpoints(ledger, identity).steps()
+            if not retries.again(error, stalled=stalled, step=max(kept, default=0)):
+                ledger.failed(identity, said)
                 return
         except (OSError, RuntimeError) as error:
-            ledger.failed(assignment.identity, sentence(error))
+            ledger.failed(identity, sentence(error))
             return
+
+
+def _keep(assignment: Assignment, ledger: Ledger, result: dict[str, Any]) -> None:
+    first = assignment.evaluations[0]
+    with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
+        folder = checkpoints(ledger, assignment.identity).fetch(result["checkpoint"], Path(scratch))
+        ledger.evaluated(assignment.identity, first.key, folder, result["evaluation"], first.settings)
+        ledger.finished(assignment.identity, folder, result["training"])
 
 
 def _evaluate(assignment: Assignment, job: EvaluationJob, ledger: Ledger) -> None:
@@ -79,16 +102,16 @@ def _evaluate(assignment: Assignment, job: EvaluationJob, ledger: Ledger) -> Non
     task = ray.remote(
         num_cpus=assignment.training_config.resources.cpus_per_worker,
         num_gpus=assignment.gpus_per_worker,
-        max_retries=RETRIES,
+        max_retries=ERROR_RETRIES,
         scheduling_strategy="DEFAULT",
     )(evaluate_training)
     try:
         ray.get(task.remote(assignment, job))
     except Exception as error:
-        ledger.evaluation_failed(assignment.identity, job.key, sentence(list(_chain(error))[-1]))
+        ledger.evaluation_failed(assignment.identity, job.key, sentence(list(chain(error))[-1]))
 
 
-def _trainer(assignment: Assignment, ledger: Ledger) -> Any:
+def _trainer(assignment: Assignment, ledger: Ledger, launch: str) -> Any:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -96,9 +119,13 @@ def _trainer(assignment: Assignment, ledger: Ledger) -> Any:
     api: Any = ray.train  # its type hints are still those of Ray Train's first version
     resources = assignment.training_config.resources
     gpus = assignment.gpus_per_worker
+    # Its checkpoints of an earlier version; Ray Train would refuse to start where one has been removed.
+    (ledger.training(assignment.identity) / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    place = ledger.place.shared("trainings")
+    filesystem, path = locate(place) if isinstance(place, str) else (None, str(place))
     return TorchTrainer(
         work,  # type: ignore[arg-type]
-        train_loop_config={"assignment": assignment},
+        train_loop_config={"assignment": assignment, "launch": launch},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"),
         scaling_config=api.ScalingConfig(
             num_workers=resources.workers,
@@ -108,29 +135,10 @@ def _trainer(assignment: Assignment, ledger: Ledger) -> Any:
         ),
         run_config=api.RunConfig(
             name=assignment.identity,
-            storage_path=str(ledger.training(assignment.identity).parent),
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=api.FailureConfig(max_failures=0, controller_failure_limit=WAITS),
-            checkpoint_config=api.CheckpointConfig(num_to_keep=2),
             callbacks=[TuneReportCallback()],
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(resources.cpus_per_worker)}},
         ),
     )
-
-
-def cause(error: Exception) -> str:
-    """What went wrong underneath Ray Train's wrapping, in one sentence: our own error if there is one."""
-    return sentence(max(_causes(error), key=is_ours))
-
-
-def _causes(error: Exception) -> list[BaseException]:
-    """The innermost errors: one a worker that failed, or the controller's."""
-    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
-    return [list(_chain(failures[rank]))[-1] for rank in sorted(failures)]
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        inner = getattr(link, "_base_exc", None) or getattr(link, "cause", None) or link.__cause__
-        link = inner if isinstance(inner, BaseException) else None

@@ -1,25 +1,31 @@
 """What each Ray Train worker runs: one rank of one training, from the newest checkpoint to the last step.
 
-Rank 0 keeps the ledger and the journal; every rank reports its checkpoints to Ray Train, which stores them beside both.
+Rank 0 keeps the ledger, the journal and the checkpoints beside both; every rank reports to Ray Train when one is kept.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
-import os
 import platform
 import socket
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detector.checkpoint_store import CheckpointStore
 from detector.config import TrainingConfig
 from orchestrator import journal
+from orchestrator.cancellation import watching
 from orchestrator.evaluation import EvaluationJob
+from orchestrator.heartbeat import Heartbeat
+from orchestrator.lease import Fence
 from orchestrator.ledger import Ledger
+from orchestrator.probe import Expected, require
 from orchestrator.record import Metrics
+from orchestrator.recovery import is_lost, sentence
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +44,10 @@ class Assignment:
     """Those that the rows ask for; the training makes the first one itself."""
     gpus_per_worker: float
     """GPUs of each worker; 0 trains on CPUs."""
+    fence: Fence | None = None
+    """Of the driver's lease: what its workers write counts as long as it holds the sweep."""
+    expected: Expected | None = None
+    """What a node must find before it is used; None on the driver's own machine."""
 
     @property
     def training_config(self) -> TrainingConfig:
@@ -45,104 +55,120 @@ class Assignment:
         return TrainingConfig.model_validate(self.config)
 
 
-def work(settings: dict[str, Assignment]) -> dict[str, Metrics]:
-    """Trains this rank's share of ``settings["assignment"]``; returns the final metrics of "training" and "evaluation".
+def checkpoints(ledger: Ledger, identity: str) -> CheckpointStore:
+    """The checkpoints of a training."""
+    return CheckpointStore(ledger.place.shared(f"trainings/{identity}"))
+
+
+def work(settings: dict[str, Any]) -> dict[str, Any]:
+    """Trains this rank's share of ``settings["assignment"]``, as the launch that ``settings["launch"]`` names.
+
+    Returns the final metrics of "training" and "evaluation", and the name of the last "checkpoint".
 
     Raises what the training raises, after writing it into the ledger.
     """
     import ray.train
     import torch
 
-    from detector.data.store import ensure_store
-    from detector.training import train
+    from detector import distributed
+    from detector.training import TrainingStopped, train
+    from orchestrator.caching import node_store
 
-    assignment = settings["assignment"]
+    assignment: Assignment = settings["assignment"]
     config = assignment.training_config
-    ledger = Ledger(assignment.storage)
+    ledger = Ledger(assignment.storage, assignment.fence)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    if assignment.expected is not None:
+        require(assignment.expected)
     log_to(ledger.training(assignment.identity) / ("worker.log" if rank == 0 else f"worker-{rank}.log"))
     threads = config.resources.cpus_per_worker
     torch.set_num_threads(threads)
     device = torch.device("cuda" if assignment.gpus_per_worker and torch.cuda.is_available() else "cpu")
+    timeout = config.resources.stall_timeout_s
+    heartbeat = Heartbeat(ledger.place, assignment.identity, settings["launch"], rank, timeout)
     try:
-        checkpoint = ray.train.get_checkpoint()
-        resume_from = Path(checkpoint.path) if checkpoint else None
-        from_step = json.loads((resume_from / "step.json").read_text())["step"] if resume_from else 0
-        log.info("rank %d of %d on %s, %s, %d threads", rank, world_size, socket.gethostname(), device, threads)
-        if rank == 0:
-            hardware = _hardware(device, threads, world_size)
-            ledger.started(assignment.identity, node=socket.gethostname(), from_step=from_step, hardware=hardware)
-        assert config.data.root is not None
-        folder = Path(config.data.cache) if config.data.cache else ledger.data
-        stores = [
-            ensure_store(config.data.root, split, folder, digest=assignment.digests[split])
-            for split in (config.data.train, config.data.val)
-        ]
-        hooks = _hooks(ledger.record(assignment.identity).journal, rank, assignment.evaluations[0].key)
-        with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
-            metrics = train(config, *stores, folder=Path(scratch), hooks=hooks, resume_from=resume_from, device=device)
+        with heartbeat, tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
+            kept_ones = checkpoints(ledger, assignment.identity)
+            with heartbeat.busy():
+                newest = kept_ones.newest() if rank == 0 else None
+            # One decides: what is damaged for one worker alone must not make them begin at different steps.
+            newest = distributed.broadcast(newest)
+            with heartbeat.busy():
+                resume_from = kept_ones.fetch(newest.name, Path(scratch)) if newest else None
+            step = newest.step if newest else 0
+            log.info("rank %d of %d on %s, %s, %d threads", rank, world_size, socket.gethostname(), device, threads)
+            log.info("from %s", f"the checkpoint {newest.name}" if newest else "the beginning")
+            if rank == 0:
+                hardware = _hardware(device, threads, world_size)
+                ledger.started(assignment.identity, node=socket.gethostname(), from_step=step, hardware=hardware)
+            with heartbeat.busy():
+                stores = [
+                    node_store(config, split, ledger, digest=assignment.digests[split])
+                    for split in (config.data.train, config.data.val)
+                ]
+            heartbeat.beat(step)
+            with watching(ledger, assignment.identity) as cancelled:
+                hooks = _hooks(ledger, assignment, rank, cancelled, heartbeat)
+                metrics = train(
+                    config, *stores, folder=Path(scratch), hooks=hooks, resume_from=resume_from, device=device
+                )
         training = {key: value for key, value in metrics.items() if key not in hooks.evaluated}
-        return {"training": training, "evaluation": hooks.evaluated}
+        return {"training": training, "evaluation": hooks.evaluated, "checkpoint": hooks.checkpoint}
     except Exception as error:
         log.exception("rank %d failed", rank)
-        ledger.attempt_failed(assignment.identity, sentence(error))
+        # What a worker's end makes others say is not the cause, which the trial will know.
+        if not is_lost(error):
+            outcome = "interrupted" if isinstance(error, TrainingStopped) else "failed"
+            ledger.attempt_failed(assignment.identity, sentence(error), outcome=outcome, step=heartbeat.step)
         raise
 
 
-def sentence(error: BaseException) -> str:
-    """``error`` in one line: our own errors as they are, others with their type."""
-    text = " ".join(str(error).split()) or "no further explanation"
-    if is_ours(error):
-        return text
-    return f"{type(error).__name__}: {text[:500]}"
-
-
-def is_ours(error: BaseException) -> bool:
-    """Whether ``error`` was raised by us and for people: it speaks for itself, and trying again doesn't cure it."""
-    return type(error).__module__.startswith("detector.")
-
-
-def _hooks(path: Path, rank: int, evaluation: str) -> Any:
+def _hooks(ledger: Ledger, assignment: Assignment, rank: int, cancelled: threading.Event, heartbeat: Heartbeat) -> Any:
     import ray.train
 
     from detector.training import Hooks
+
+    identity, evaluation = assignment.identity, assignment.evaluations[0].key
 
     class JournalHooks(Hooks):
         """Rank 0 writes the journal; all ranks report checkpoints, which is a barrier."""
 
         def __init__(self) -> None:
             self.evaluated: Metrics = {}
+            self.checkpoint: str | None = None
+
+        def on_progress(self, step: int) -> None:
+            heartbeat.beat(step)
+
+        def busy(self) -> contextlib.AbstractContextManager[None]:
+            return heartbeat.busy()
+
+        def on_steps(self, first: int, columns: dict[str, list[float]]) -> None:
+            if rank == 0:
+                ledger.append(identity, journal.steps_line(first, columns))
 
         def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
             if rank == 0:
-                journal.append(path, step, "train", dict(metrics))
+                ledger.append(identity, journal.line(step, "train", dict(metrics)))
 
         def on_evaluation(self, step: int, metrics: dict[str, float | None]) -> None:
             if rank == 0:
-                journal.append(path, step, "evaluation", metrics, evaluation=evaluation, durable=True)
+                line = journal.line(step, "evaluation", metrics, evaluation=evaluation)
+                ledger.append(identity, line, durable=True)
                 self.evaluated = metrics
 
         def on_checkpoint(self, step: int, folder: Path | None, metrics: dict[str, float | None]) -> None:
-            checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(folder)
-            if rank == 0:
-                _make_durable(path)
-            # The scratch folder would otherwise grow by every checkpoint.
-            ray.train.report(
-                {"step": step, **metrics}, checkpoint=checkpoint, delete_local_checkpoint_after_upload=True
-            )
+            if folder is not None:
+                ledger.flush(identity)
+                with heartbeat.busy():
+                    self.checkpoint = checkpoints(ledger, identity).keep(folder, step)
+            ray.train.report({"step": step, "checkpoint_path": self.checkpoint, **metrics})
+
+        def should_stop(self) -> bool:
+            return cancelled.is_set()
 
     return JournalHooks()
-
-
-def _make_durable(path: Path) -> None:
-    """The journal must not be behind the checkpoint that is kept with it."""
-    if path.exists():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _hardware(device: Any, threads: int, workers: int) -> dict[str, Any]:
@@ -163,6 +189,7 @@ def _hardware(device: Any, threads: int, workers: int) -> dict[str, Any]:
 
 def log_to(path: Path) -> None:
     """Writes what we log from now on to ``path``, and nowhere else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
     for name in ("orchestrator", "detector"):

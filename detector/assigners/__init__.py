@@ -58,7 +58,7 @@ def build_assigner(config: AssignerConfig) -> Assigner:
     """The assigner that ``config`` describes. Raises InputError for one that isn't here."""
     if config.name not in ASSIGNERS:
         raise InputError(
-            f'there is no assigner "{config.name}" ({suggestion(config.name, ASSIGNERS)}); if a plug-in adds it, load '
-            f'that first by detector.plugins.use("{config.name}.py")'
+            f'there is no assigner "{config.name}" ({suggestion(config.name, ASSIGNERS)}); if a plug-in adds it, name '
+            f'its file: --plugin {config.name}.py in commands, detector.plugins.use("{config.name}.py") in Python'
         )
     return ASSIGNERS[config.name](config)

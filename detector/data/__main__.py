@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -59,7 +60,13 @@ def _synthesize(options: argparse.Namespace) -> int:
     from detector.data.synthetic import generate
 
     keys = ("train_images", "val_images", "seed", "classes", "long_side")
-    print(generate(GeneratedDataConfig(**{key: getattr(options, key) for key in keys}), options.folder))
+    root = generate(GeneratedDataConfig(**{key: getattr(options, key) for key in keys}), options.folder)
+    print(root)
+    # Not on standard output, so that $(...) gives the folder alone.
+    print(
+        f"next: python -m detector.train {shlex.quote(str(root))} (or --data, or data.root: this folder)",
+        file=sys.stderr,
+    )
     return 0
 
 

@@ -15,9 +15,10 @@ from typing import TextIO
 
 import numpy as np
 
-from detector.data.coco import Category, CocoSplit, Problem, find_annotations, inspect_split, training_boxes
+from detector.data.coco import Category, CocoSplit, Problem, inspect_split, training_boxes
 from detector.data.conversion import decoding_threads
 from detector.data.images import SUFFIXES, decode_image
+from detector.data.places import find_annotations
 from detector.data.plans import resized_size
 from detector.errors import InputError
 from detector.progress import track

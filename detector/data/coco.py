@@ -1,4 +1,4 @@
-"""COCO-format folders: where their files are, what they say, and what training makes of it.
+"""COCO-format folders: what their files say, and what training makes of it; where these are is in ``places``.
 
 N images, M annotations in all images, C categories. Boxes of the JSON are xywh in pixels of the image as its JSON sizes
 it; training boxes are xyxy in the same pixels. Neither torch nor Arrow is needed here, so that planning is instant.
@@ -17,12 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detector.data.places import find_annotations, find_images
 from detector.errors import InputError
-
-REMEDY = (
-    "Name another folder by data.root, download COCO with `python -m detector.data download coco2017`, or use "
-    "`--profile laptop`, which generates its own data and needs nothing"
-)
 
 
 class Category(NamedTuple):
@@ -86,40 +82,6 @@ class CocoSplit:
 
     def __len__(self) -> int:
         return len(self.image_ids)
-
-
-def find_annotations(root: str | Path, split: str) -> Path:
-    """The annotation file of ``split``; InputError says what is expected where."""
-    folder = Path(root)
-    if not folder.is_dir():
-        raise InputError(
-            f"data.root is {root}, which is not a folder; expected there: annotations/instances_{split}.json (or "
-            f"annotations/{split}.json) and the images in {split}/ (or images/{split}/). {REMEDY}"
-        )
-    names = (f"instances_{split}.json", f"{split}.json", f"image_info_{split}.json")
-    for name in names:
-        if (folder / "annotations" / name).is_file():
-            return folder / "annotations" / name
-    raise InputError(
-        f"{folder} has no annotations of split {split!r}; expected annotations/{names[0]}, annotations/{names[1]} or, "
-        f"for images without boxes, annotations/{names[2]}{_present(folder)}. {REMEDY}"
-    )
-
-
-def find_images(root: str | Path, split: str) -> Path:
-    """The image folder of ``split`` (test-dev2017 lies in test2017); InputError says what is expected where."""
-    names = dict.fromkeys((split, split.replace("test-dev", "test")))
-    candidates = [place for name in names for place in (Path(root) / name, Path(root) / "images" / name)]
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
-    expected = " or ".join(f"{place.relative_to(root)}/" for place in candidates)
-    raise InputError(f"{root} has no images of split {split!r}; expected them in {expected}. {REMEDY}")
-
-
-def _present(folder: Path) -> str:
-    files = sorted(path.name for path in (folder / "annotations").glob("*.json"))
-    return f" (annotations/ holds {', '.join(files[:6])}{', …' if len(files) > 6 else ''})" if files else ""
 
 
 def read_split(root: str | Path, split: str) -> CocoSplit:

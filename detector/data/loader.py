@@ -44,6 +44,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
+    def first(self, count: int) -> Batch:
+        """The first ``count`` images, as a batch of their own."""
+        return Batch(**{name: value[:count] for name, value in self.__dict__.items()})
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device; from pinned memory without waiting."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -27,10 +28,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from pydantic import BaseModel, ValidationError
 
-from detector.data.coco import Category, find_annotations, read_split, training_boxes
+from detector.data.coco import Category, read_split, training_boxes
 from detector.data.conversion import FORMAT, write_store
 from detector.data.ending import ends_in_order
 from detector.data.images import decode_image
+from detector.data.places import find_annotations
 from detector.errors import InputError, UnreachableError
 
 _ANNOTATIONS = "annotations.arrow"
@@ -56,7 +58,7 @@ class Store:
 
     def __init__(self, uri: str | Path) -> None:
         self.uri = str(uri)
-        self._filesystem, self._path = _locate(self.uri)
+        self._filesystem, self._path = locate(self.uri)
         self.is_local = isinstance(self._filesystem, pafs.LocalFileSystem)
         manifest = _manifest(self._filesystem, self._path, self.uri)
         self.digest = manifest.digest
@@ -190,7 +192,7 @@ def open_store(uri: str | Path) -> Store:
 
 def is_store(uri: str | Path) -> bool:
     """Whether a whole store lies there."""
-    filesystem, path = _locate(str(uri))
+    filesystem, path = locate(str(uri))
     return filesystem.get_file_info(f"{path}/manifest.json").type == pafs.FileType.File
 
 
@@ -202,7 +204,7 @@ def convert(root: str | Path, split: str, destination: str | Path, *, progress: 
     A local store appears under its name only when it is whole; at a URI its manifest is written last. Whatever goes
     wrong, nothing is left behind.
     """
-    filesystem, path = _locate(str(destination))
+    filesystem, path = locate(str(destination))
     local = isinstance(filesystem, pafs.LocalFileSystem)
     info = filesystem.get_file_info(path)
     occupied = info.type == pafs.FileType.File or bool(
@@ -234,6 +236,8 @@ def ensure_store(root: str | Path, split: str, folder: str | Path, *, digest: st
     Safe from several processes and machines at once: they take turns where the file system has locks, and in any case
     a store appears whole. InputError where the data no longer have ``digest``.
     """
+    if "://" in str(folder):
+        return _ensure_remote(root, split, f"{folder}/{digest}")
     path = Path(folder) / digest
     if is_store(path):
         return open_store(path)
@@ -258,13 +262,39 @@ def ensure_store(root: str | Path, split: str, folder: str | Path, *, digest: st
     return store
 
 
+def _ensure_remote(root: str | Path, split: str, uri: str) -> Store:
+    """The store at ``uri``, made on this machine's disk first: who does the same meanwhile writes the same files."""
+    if not is_store(uri):
+        with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
+            made = Path(scratch) / uri.rsplit("/", 1)[1]
+            convert(root, split, made)
+            if open_store(made).digest != made.name:
+                raise InputError(
+                    f"{find_annotations(root, split)} or its images changed while they were being read; run the "
+                    "command again"
+                )
+            filesystem, path = locate(uri)
+            try:
+                for name in sorted(os.listdir(made), key=lambda name: name == "manifest.json"):
+                    pafs.copy_files(
+                        str(made / name),
+                        f"{path}/{name}",
+                        source_filesystem=pafs.LocalFileSystem(),
+                        destination_filesystem=filesystem,
+                    )
+            except OSError as error:
+                raise UnreachableError(f"{uri} can't be written ({error}); name a storage that can") from error
+    return open_store(uri)
+
+
 def _flat(column: pa.ListArray, width: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """The values of a list column, in rows of ``width``, and the (N + 1,) offsets of the images in those rows."""
     values = column.values.to_numpy()
     return values.reshape(-1, width) if width > 1 else values, column.offsets.to_numpy().astype(np.int64) // width
 
 
-def _locate(uri: str) -> tuple[pafs.FileSystem, str]:
+def locate(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path or URI, and the path there. Raises InputError for an address that can't be opened."""
     if "://" not in uri:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,10 @@ from torch import Tensor
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from detector.anchors import anchors_per_location
+from detector.checkpoints import check_finite, not_finite
 from detector.config import ModelConfig
 from detector.data.coco import Category
+from detector.document import counted, listed
 from detector.errors import InputError
 from detector.foreign import maskrcnn_benchmark, mmdetection, torchvision_v1
 from detector.foreign.backbone import backbone_fields
@@ -51,13 +52,19 @@ class Reading:
         """Whether every tensor of the detector is there, and nothing else."""
         return not (self.unmatched or self.missing or self.misshapen)
 
+    @property
+    def loads(self) -> bool:
+        """Whether ``detector`` gives one: everything fits and is a number."""
+        return self.fits and not not_finite(self.state)
+
     def detector(self) -> Detector:
-        """The detector. Raises InputError, with what doesn't match, unless everything fits."""
+        """The detector. Raises InputError, with what doesn't match, unless everything fits and is finite."""
         if not self.fits:
             raise InputError(
                 f"{self.source} looks like {self.layout.name}, but doesn't fit, and nothing was loaded: "
                 f"{'; '.join(self.problems())}. To start a training from what fits, set model.init: {self.source}"
             )
+        check_finite(self.state, self.source)
         model = build_model(
             self.config,
             self.categories,
@@ -72,21 +79,21 @@ class Reading:
     def problems(self, shown: int | None = SHOWN) -> list[str]:
         """What doesn't match, a clause each; of many keys the first ones."""
         kinds = (
-            ("unmatched keys", self.unmatched),
-            ("missing keys", self.missing),
-            ("keys with another shape", self.misshapen),
+            ("unmatched key", "", self.unmatched),
+            ("missing key", "", self.missing),
+            ("key", " with another shape", self.misshapen),
         )
-        return [f"{len(keys)} {what}: {listed(keys, shown)}" for what, keys in kinds if keys]
-
-
-def listed(keys: Sequence[str], shown: int | None = SHOWN) -> str:
-    """``keys`` with commas, or the first of them."""
-    rest = "" if shown is None or len(keys) <= shown else f" and {len(keys) - shown} more"
-    return ", ".join(keys[:shown]) + rest
+        return [f"{counted(len(keys), noun)}{what}: {listed(keys, shown)}" for noun, what, keys in kinds if keys]
 
 
 def read(tensors: Tensors, source: Path | str) -> Reading:
     """What the ``tensors`` of ``source`` are. Raises InputError where no layout is recognised."""
+    for mark, name in torchvision_v1.UNSUPPORTED.items():
+        if mark in tensors:
+            raise InputError(
+                f"{source} is {name}, which isn't supported; use it with torchvision, or load the first version, "
+                "torchvision:retinanet_resnet50_fpn"
+            )
     for layout in LAYOUTS:
         renamed = {layout.renamed(key): value for key, value in tensors.items()}
         if layout.recognises(renamed):
@@ -100,7 +107,7 @@ def unknown(tensors: Tensors, source: Path | str) -> str:
     if "conv1.weight" in tensors and "layer4.0.conv1.weight" in tensors:
         return f"{source} holds a backbone alone and no detector; train one from it by model.weights: {source}"
     return (
-        f"{source} is another model: its {len(keys)} tensors, such as {listed(keys[:3])}, are none of "
+        f"{source} is another model: its {counted(len(keys), 'tensor')} ({listed(keys, 3)}) fit none of "
         f"{', '.join(layout.name for layout in LAYOUTS)}, nor a model of detsweep; convert it to one of these"
     )
 

@@ -89,3 +89,8 @@ LAYOUTS = (
     _layout("fcos", "torchvision's FCOS", f"{BOXES}bbox_ctrness.weight"),
     _layout("retinanet", "torchvision's RetinaNet (v1)", f"{CLASSES}conv.0.0.weight", f"{BOXES}bbox_reg.weight"),
 )
+
+# A key that tells a model of torchvision that has no layout here, and what it is.
+UNSUPPORTED = {
+    f"{CLASSES}conv.0.1.weight": "torchvision's RetinaNet v2 (retinanet_resnet50_fpn_v2: towers with GroupNorm)",
+}

@@ -57,7 +57,7 @@ def _kind(config: ModelConfig) -> HeadKind:
     name = config.head.name
     if name not in HEADS:
         raise InputError(
-            f'there is no head "{name}" ({suggestion(name, HEADS)}); if a plug-in adds it, load that first by '
-            f'detector.plugins.use("{name}.py")'
+            f'there is no head "{name}" ({suggestion(name, HEADS)}); if a plug-in adds it, name its file: '
+            f'--plugin {name}.py in commands, detector.plugins.use("{name}.py") in Python'
         )
     return HEADS[name]

@@ -25,8 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(arguments: argparse.Namespace) -> Answer:
     plan = make_plan(sweep_request(arguments), "read")
-    ledger = Ledger(plan.storage)
+    ledger = Ledger(plan.place)
     paths = write_report(plan, ledger)
+    ledger.publish(paths.values())
     run_id = ledger.parent_run_id(plan.key)
     if run_id is not None:
         _log(plan, run_id, paths.values())

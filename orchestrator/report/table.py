@@ -162,6 +162,15 @@ def notes(plan: Plan, table: Table) -> list[str]:
             + ", ".join(map(str, plan.plugins))
             + ". Rows that use them can't be trained without these files."
         )
+    other = [row for row in plan.rows if row.other_code is not None and row.identity == row.other_code.identity]
+    if other:
+        names = ", ".join(dict.fromkeys(row.row for row in other))
+        files = ", ".join(dict.fromkeys(file for row in other if row.other_code for file in row.other_code.files))
+        accepted = all(row.other_code.accepted for row in other if row.other_code)
+        how = " (--accept-code-change)" if accepted else ""
+        found.append(
+            f"Trained, or begun, by other code than the present{how}: {names}. Since then these have changed: {files}."
+        )
     unfinished = sum(row.state not in ("finished", "quoted") for row in table.rows)
     if unfinished:
         found.append(f"{unfinished} of {len(plan.row_names)} rows are not finished.")

@@ -210,7 +210,8 @@ def test_data_of_other_categories_is_refused(trained, root, tmp_path, capsys):
     data = with_categories(root, tmp_path, rename)
     assert evaluate.main([str(trained / "model"), *data, "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "the model finds 3 categories (disc" in said
+    assert "the model finds 3 categories (disc, bar, triangle), but" in said
+    assert "has 3 (plate, bar, triangle): category 1" in said
     assert "is 'plate' there and 'disc' to the model" in said
 
 
@@ -292,7 +293,8 @@ def test_unreadable_images_are_skipped_by_name(trained, tmp_path, capsys):
     [
         (["--set", "model.backbon=r18"], 'unknown key "model.backbon"; did you mean "model.backbone"?'),
         (["--set", "schedule.iterations=many"], "schedule.iterations"),
-        (["--set", "schedule.batch_size"], "expected KEY=VALUE"),
+        (["--set", "schedule.batch_size"], "expected --set KEY=VALUE"),
+        (["--set", "=3"], "error: --set =3: expected --set KEY=VALUE, such as --set schedule.iterations=100"),
         (["--recipe", "dynamic_atss_r5"], "did you mean dynamic_atss_r50"),
         (["--set", "data.root=elsewhere"], "it is the command's first argument"),
         (["--sett", "a=1"], "unrecognized arguments"),

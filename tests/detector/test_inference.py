@@ -13,7 +13,7 @@ from torchvision.ops import batched_nms
 import detector
 from detector.checkpoints import load_model, save_model
 from detector.config import ModelConfig
-from detector.errors import InputError
+from detector.errors import InputError, UnreachableError
 from detector.postprocess import suppress
 from detector.recipes import model_config, recipe_names
 
@@ -120,9 +120,25 @@ def test_results_in_cocos_form_and_drawn(model):
     assert row["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=1e-4)
     assert (row["image_id"], row["category_id"]) == (42, found.category_ids[0])
     json.dumps(row)
+    assert found.to_coco(np.int64(42))[0] == row
+    for wrong in ("a", "42", None, 4.2, True):
+        with pytest.raises(InputError, match=f"image_id is {wrong!r}; give the image's id in the data set, a whole"):
+            found.to_coco(wrong)
     drawn = found.draw(image)
     assert drawn.size == image.size
     assert np.any(np.array(drawn) != np.array(image))
+
+
+def test_boxes_are_drawn_on_the_image_they_were_found_in(model):
+    image = picture(200, 130)
+    for found in (model.predict(image), model.predict([image], flip=True)[0]):
+        assert found.size == (130, 200)
+        for other in (image.resize((100, 65)), image.rotate(90, expand=True)):
+            with pytest.raises(
+                InputError, match=r"is \d+ x \d+ pixels, and the boxes are in pixels of one of 200 x 130"
+            ):
+                found.draw(other)
+        assert found.scaled(0.5, 0.5).draw(image.resize((100, 65))).size == (100, 65)
 
 
 def test_saved_and_loaded_finds_the_same(model, tmp_path):
@@ -131,6 +147,47 @@ def test_saved_and_loaded_finds_the_same(model, tmp_path):
         loaded = detector.load(source, device="cpu")
         assert torch.equal(loaded.predict(picture(200, 130)).boxes, model.predict(picture(200, 130)).boxes)
         assert (loaded.short_side, loaded.long_side, loaded.categories) == (96, 160, model.categories)
+
+
+def test_a_built_detector_is_saved_and_loaded_with_its_names(tmp_path):
+    built = detector.build(SMALL, categories=["cup", "plate"], seed=3).eval()
+    built.short_side, built.long_side = 96, 160
+    assert built.categories == ((1, "cup"), (2, "plate"))
+    folder = built.save(tmp_path / "new" / "model")
+    loaded = detector.load(folder, device="cpu")
+    assert (loaded.config, loaded.categories, loaded.short_side) == (built.config, built.categories, 96)
+    one, other = (each.predict(picture(200, 130), score_threshold=0.0) for each in (built, loaded))
+    assert len(one) > 0
+    assert torch.equal(one.boxes, other.boxes)
+    assert torch.equal(one.scores, other.scores)
+    assert one.names == other.names
+    assert set(one.names) <= {"cup", "plate"}
+
+
+def test_saving_replaces_a_model_and_writes_over_nothing_else(model, tmp_path):
+    detector.build(SMALL, num_classes=5).save(str(tmp_path))
+    model.save(str(tmp_path))
+    assert len(detector.load(tmp_path, device="cpu").categories) == 3
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(InputError, match="notes is a file, and a model is saved as a folder"):
+        model.save(tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "mine"
+    with pytest.raises(UnreachableError, match=r"can't be written \(.*\); name another folder"):
+        model.save(tmp_path / "notes" / "model")
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (None, "detector.load is given None instead of a name; give a folder, a file, "),
+        (7, "detector.load is given an object of type int instead of a name"),
+        (b"model", "detector.load is given an object of type bytes instead of a name"),
+        ({"a": torch.zeros(1)}, r"a table of tensors, but reads files; write it by torch.save\(state_dict, FILE\)"),
+    ],
+)
+def test_what_names_no_model_is_one_sentence(source, sentence):
+    with pytest.raises(InputError, match=sentence):
+        detector.load(source)
 
 
 def test_a_damaged_model_is_refused_whole(model, tmp_path):
@@ -248,3 +305,19 @@ def test_build_says_what_is_wrong():
         with pytest.raises(InputError, match=r"^model: "):
             detector.build(wrong, num_classes=2)
     assert len(detector.build(SMALL, num_classes=np.int64(2)).categories) == 2
+
+
+def test_names_and_number_of_classes_agree():
+    for given in ({}, {"num_classes": 2}):
+        built = detector.build(SMALL, categories=("cup", "plate"), **given)
+        assert ([each.name for each in built.categories], built.config.num_classes) == (["cup", "plate"], 2)
+    # As without names, the number that is given stands in for the configuration's.
+    assert len(detector.build({**SMALL, "num_classes": 3}, num_classes=2, categories=["cup", "plate"]).categories) == 2
+    for model, given in ((SMALL, {"num_classes": 3}), ({**SMALL, "num_classes": 3}, {})):
+        with pytest.raises(InputError, match=r"num_classes is 3, but categories has 2 names \(cup, plate\); leave"):
+            detector.build(model, categories=["cup", "plate"], **given)
+    for wrong in ("cup", [], {"cup": 1}, ["cup", 7], ["cup", " "], [None], 5):
+        with pytest.raises(InputError, match=r"categories has .*; give a list of names, one for each class"):
+            detector.build(SMALL, categories=wrong)
+    with pytest.raises(InputError, match="categories names 'cup' twice"):
+        detector.build(SMALL, categories=["cup", "plate", "cup"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -104,6 +106,43 @@ def test_resolving_needs_no_backbone_weights_and_refuses_what_is_not_there(ours,
         resolve_weights(ModelConfig(init=str(atss), weights=str(atss)))
     with pytest.raises(InputError, match="is no saved model"):
         resolve_weights(ModelConfig(init=str(tmp_path)))
+
+
+NO_TENSORS = [
+    ("notes.pth", b"not tensors", "is no checkpoint: torch.save didn't write it"),
+    ("empty.pth", b"", "is empty"),
+    ("notes.safetensors", b"not tensors", "is truncated or no safetensors file"),
+]
+
+
+@pytest.mark.parametrize("key", ["init", "weights"])
+@pytest.mark.parametrize(("name", "content", "sentence"), NO_TENSORS)
+def test_what_holds_no_tensors_is_refused_before_anything_is_made(key, name, content, sentence, tmp_path, capsys):
+    root = generate(GENERATED, tmp_path / "set", progress=False)
+    (tmp_path / name).write_bytes(content)
+    output = tmp_path / "run"
+    words = ["--set", f"model.{key}={tmp_path / name}", "--output", str(output), "--device", "cpu"]
+    assert train.main([str(root), "--recipe", "atss_r18", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"error: model.{key}: {tmp_path / name} {sentence}")
+    assert not output.exists()
+
+
+def test_a_plan_looks_into_files_without_torch(tmp_path):
+    (tmp_path / "notes.pth").write_text("not tensors")
+    code = f"""
+import sys
+from detector.config import ModelConfig
+from detector.errors import InputError
+from detector.weights import resolve_weights
+try:
+    resolve_weights(ModelConfig(init={str(tmp_path / "notes.pth")!r}))
+except InputError as error:
+    print(error)
+print("torch" in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said, heavy = done.stdout.splitlines()
+    assert said.startswith("model.init: ")
+    assert heavy == "False"
 
 
 @pytest.mark.parametrize("fields", [{"backbone": "r34"}, {"norm": "frozen_bn"}])

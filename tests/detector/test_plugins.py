@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
 import detector
-from detector import plugins, train, training
+from detector import checkpoints, evaluate, plugins, predict, train, training
 from detector.assigners import ASSIGNERS, build_assigner
 from detector.checkpoints import save_model
 from detector.config import TrainingConfig
@@ -233,6 +234,28 @@ print(detector.load({str(tmp_path / "head")!r}, device="cpu").config.head.name)
     assert head.startswith('there is no head "middle"')
     assert 'detector.plugins.use("middle.py")' in head
     assert name == "middle"
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "inspect"])
+def test_a_command_without_the_file_of_a_head_asks_for_its_own_option(tmp_path, capsys, monkeypatch, command):
+    path = written(tmp_path, HEAD)
+    plugin = read_plugin(path, "a test")
+    plugins.load([plugin])
+    detector.build(config_with(plugin, head={"name": "middle"}).model, categories=["disc", "bar", "triangle"]).save(
+        tmp_path / "model"
+    )
+    monkeypatch.delitem(HEADS, "middle")  # as in a process of the command's own
+    Image.new("RGB", (64, 48)).save(tmp_path / "image.png")
+    root = generate(GENERATED, tmp_path / "data", progress=False)
+    model, out = str(tmp_path / "model"), ["--out", str(tmp_path / "out")]
+    run, words = {
+        "predict": (predict.main, [model, str(tmp_path / "image.png"), *out]),
+        "evaluate": (evaluate.main, [model, "--data", str(root), "--split", "val", *out]),
+        "inspect": (checkpoints.main, ["inspect", model]),
+    }[command]
+    assert run(words) == 2
+    assert "name its file: --plugin middle.py in commands" in capsys.readouterr().err
+    assert run([*words, "--plugin", str(path)]) == 0
 
 
 def test_building_with_a_name_that_is_not_there_is_refused():

@@ -221,3 +221,32 @@ def test_rows_that_differ_in_assignment_start_from_equal_weights(generated):
     assert all(torch.equal(mine[key], value) for key, value in theirs.items())
     seeded = TrainingState(small_config(seed=1), generated[0], torch.device("cpu"))
     assert not torch.equal(seeded.model.network.backbone.conv1.weight, first.model.network.backbone.conv1.weight)
+
+
+def test_every_step_is_told_once_and_means_do_not_depend_on_interruptions(generated, tmp_path):
+    class Steps(Journal):
+        def __init__(self, stop_at=None):
+            super().__init__(stop_at)
+            self.told = []
+
+        def on_steps(self, first, columns):
+            self.told += enumerate(columns["loss"], first)
+
+        def should_stop(self):
+            return self.stop_at is not None and bool(self.told) and self.told[-1][0] >= self.stop_at
+
+    config = small_config(
+        schedule={"iterations": 8}, data={"short_side": 48, "long_side": 48}, tracking={"every": 4},
+        checkpoint={"every": 3},
+    )  # fmt: skip
+    whole, stopped, continued = Steps(), Steps(stop_at=3), Steps()
+    train(config, generated[0], folder=tmp_path / "whole", hooks=whole)
+    with pytest.raises(TrainingStopped):
+        train(config, generated[0], folder=tmp_path / "parts", hooks=stopped)
+    resumed = next(folder for step, folder in stopped.checkpoints if step == 3)
+    train(config, generated[0], folder=tmp_path / "parts", hooks=continued, resume_from=resumed)
+    assert [step for step, _ in whole.told] == list(range(1, 9))
+    assert [pair for pair in stopped.told if pair[0] <= 3] + continued.told == whole.told
+    assert [continued.steps[step]["loss"] for step in (4, 8)] == [whole.steps[step]["loss"] for step in (4, 8)]
+    losses = dict(whole.told)
+    assert whole.steps[8]["loss"] == pytest.approx(sum(losses[step] for step in (5, 6, 7, 8)) / 4)

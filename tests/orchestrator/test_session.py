@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from detector.errors import InputError
 from orchestrator import nodes, session
+from orchestrator.cancellation import is_cancelled
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, make_plan
 from orchestrator.request import SweepRequest
@@ -54,7 +56,7 @@ class Cluster:
 
         @contextlib.contextmanager
         def connected(address: str | None) -> Iterator[nodes.Nodes]:
-            yield nodes.Nodes(cpus=(4.0,), gpus=(0.0,))
+            yield nodes.Nodes(cpus=(4.0,), gpus=(0.0,), here=True)
 
         def run_tune(self: session._Pass, assignments: dict[str, Assignment], at_once: int) -> None:
             cluster.at_once.append(at_once)
@@ -146,6 +148,35 @@ def test_what_ends_without_a_word_has_failed_and_is_tried_again(
     assert figures(plan) == [1.0, 2.0]
     assert run_sweep(second) == SweepOutcome("complete")
     assert len(cluster.trained) == 2
+
+
+def test_a_budget_ends_the_sweep_resumably_and_is_of_all_its_runs(
+    folder: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(folder)
+
+    def run_tune(self: session._Pass, assignments: dict[str, Assignment], at_once: int) -> None:
+        first = next(iter(assignments.values()))
+        ledger = Ledger(first.storage, first.fence)
+        long_ago = time.time() - 7200
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("orchestrator.ledger.time.time", lambda: long_ago)
+            ledger.started(first.identity, node="here", from_step=0, hardware={"device": "cpu", "workers": 2})
+        while not is_cancelled(ledger, first.identity):  # as its workers do
+            time.sleep(0.05)
+
+    monkeypatch.setattr(session._Pass, "_run_tune", run_tune)
+    outcome = run_sweep(plan, max_gpu_hours=3)
+    assert (outcome.status, outcome.exit_status) == ("partial", 3)
+    assert "the budget of 3 worker-hours is used up (4 worker-hours in all attempts" in str(outcome.error)
+    assert "--max-gpu-hours counts the hours of their workers" in capfd.readouterr().err
+    states = [Ledger(plan.storage).record(row.identity) for row in plan.rows]
+    assert [(one.state, one.holder) for one in states] == [("pending", None)] * 2
+    again = Cluster(monkeypatch)
+    assert run_sweep(plan, max_gpu_hours=3).exit_status == 3  # used up already
+    assert again.trained == []
+    assert run_sweep(plan, max_gpu_hours=5) == SweepOutcome("complete")
+    assert len(again.trained) == 2
 
 
 def test_a_refused_sweep_leaves_nothing_of_itself(folder: Path, cluster: Cluster) -> None:

@@ -181,7 +181,8 @@ def test_aliases_and_merge_keys_work_and_may_not_contain_themselves(tmp_path: Pa
     ("text", "words"),
     [
         ("model.assigner.topkk=3", ['unknown key "model.assigner.topkk"', '"model.assigner.topk"?']),
-        ("model.assigner.topk", ["expected KEY=VALUE"]),
+        ("model.assigner.topk", ["expected --set KEY=VALUE"]),
+        ("=3", ["expected --set KEY=VALUE"]),
         ("seed=3", ["--seeds"]),
         ("schedule.recipe_batch_size=3", ["schedule.scale_with_batch"]),
         ("model.weights=[", ["isn't YAML"]),

@@ -55,7 +55,7 @@ def finish(plan: Plan, **outcome: Any) -> SweepOutcome:
     for identity, config in plan.trainings.items():
         row = next(row for row in plan.rows if row.identity == identity)
         claimed = {"sweep": plan.key, "row": row.row, "seed": row.seed, "iterations": config.schedule.max_iterations}
-        ledger.claim(identity, config=config.model_dump(mode="json"), **claimed)
+        ledger.claim(identity, config=config.model_dump(mode="json"), basis=row.basis, **claimed)
         ledger.started(identity, node="here", from_step=0, hardware={})
         ledger.evaluated(identity, row.evaluation, plan.storage, {"AP": 10.0 + len(row.row), "AP50": None}, {})
         ledger.finished(identity, plan.storage, {})
@@ -67,13 +67,38 @@ def test_help_and_dry_run_import_nothing_heavy(table: Path) -> None:
     status, out, err = run("--help")
     assert (status, err.strip()) == (0, "heavy:")
     for option in ("--profile", "--set", "--dry-run", "--only", "--seeds", "--storage", "--tracking-uri", "--address",
-                   "--max-concurrent", "--fresh", "--json"):  # fmt: skip
+                   "--max-concurrent", "--max-gpu-hours", "--wait-for-nodes", "--fresh", "--accept-code-change",
+                   "--json"):  # fmt: skip
         assert option in out
     status, out, err = run(str(table), "--dry-run")
     assert (status, err.strip()) == (0, "heavy:")
     assert "2 rows and seeds, 2 distinct trainings, 0 of them done; left: 200 iterations, 800 images" in out
     assert "1 worker, 1 CPU" in out
     assert "model.assigner.predicted_weight=up" in out
+
+
+def test_a_dry_run_tells_rows_of_several_bases_apart(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweeps/table4.yaml", "--profile", "laptop", "--dry-run"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    for name, base in (("GFLV2 + CIoUs", "gflv2_r50_2x (gflv2)"), ("VFNet + CIoUs", "vfnet_r50_2x (vfnet)")):
+        (row,) = (line for line in lines if line.startswith(name))
+        assert row.endswith(f"  {base}, model.assigner.predicted_weight=1")
+    start = next(number for number, line in enumerate(lines) if line.startswith("bases "))
+    end = next(number for number, line in enumerate(lines) if line.startswith("storage "))
+    first, _, second = " ".join(" ".join(lines[start:end]).split()).partition(" vfnet_r50_2x: ")
+    assert first.startswith("bases gflv2_r50_2x: ")
+    for head, warmup, text in (("gflv2", "0.001", first), ("vfnet", "0.1", second)):
+        assert f"model.head.name={head}," in text
+        assert f"schedule.warmup_factor={warmup}," in text
+        assert "model.backbone" not in text, "the profile gives all rows the same"
+        assert "predicted_weight" not in text, "rows say it themselves"
+
+
+def test_a_dry_run_of_one_base_doesn_t_name_it(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([str(table), "--dry-run"]) == 0
+    out = capfd.readouterr().out
+    assert "  new    model.assigner.predicted_weight=1\n" in out
+    assert "bases" not in out
 
 
 def test_json_of_a_dry_run_stands_alone_on_standard_output(table: Path) -> None:
@@ -99,6 +124,8 @@ def test_json_of_a_dry_run_stands_alone_on_standard_output(table: Path) -> None:
         (["--set", "data.root=/nowhere"], 2, "refused", "--profile laptop"),
         (["--seeds", "x"], 2, "refused", "--seeds"),
         (["--max-concurrent", "0"], 2, "refused", "--max-concurrent"),
+        (["--max-gpu-hours", "0"], 2, "refused", "--max-gpu-hours"),
+        (["--wait-for-nodes", "inf"], 2, "refused", "--wait-for-nodes"),
         (["--bogus"], 2, "refused", "--bogus"),
         (["--storage", "s3://x"], 2, "refused", "--storage"),
         (["--seeds", "99999999999"], 2, "refused", "--seeds"),
@@ -211,7 +238,16 @@ def test_options_reach_the_session(table: Path, monkeypatch: pytest.MonkeyPatch)
     seen: dict[str, object] = {}
     monkeypatch.setattr(session, "run_sweep", lambda plan, **options: seen.update(options) or finish(plan))
     assert main([str(table), "--address", "ray://x", "--max-concurrent", "3", "--fresh", "--json"]) == 0
-    assert seen == {"address": "ray://x", "max_concurrent": 3, "fresh": True, "quiet_json": True}
+    assert seen == {
+        "address": "ray://x",
+        "max_concurrent": 3,
+        "fresh": True,
+        "quiet_json": True,
+        "max_gpu_hours": None,
+        "wait_for_nodes_s": None,
+    }
+    assert main([str(table), "--max-gpu-hours", "2.5", "--wait-for-nodes", "3"]) == 0
+    assert (seen["max_gpu_hours"], seen["wait_for_nodes_s"]) == (2.5, 180.0)
 
 
 def test_a_dry_run_knows_what_is_done(

@@ -11,12 +11,11 @@ import pytest
 
 from detector.data.coco import (
     data_digest,
-    find_annotations,
-    find_images,
     inspect_split,
     read_split,
     training_boxes,
 )
+from detector.data.places import find_annotations, find_images
 from detector.errors import InputError
 from tests.detector.data.sets import GAPPED, annotation, write_set
 
@@ -92,14 +91,15 @@ def test_a_missing_root_says_what_is_expected_and_what_else_can_be_done(tmp_path
         "nowhere",
         "annotations/instances_train2017.json",
         "images/train2017/",
-        "python -m detector.data download coco2017",
-        "--profile laptop",
+        "Give another folder as ROOT, or make one by `python -m detector.data`",
     ):
         assert part in message
 
 
 def test_a_missing_split_says_which_files_are_there(tmp_path):
-    with pytest.raises(InputError, match=r"no annotations of split 'val'.*annotations/ holds train.json"):
+    with pytest.raises(
+        InputError, match=r"no annotations of split 'val'.*annotations/ holds train.json; --split names"
+    ):
         read_split(write_set(tmp_path), "val")
 
 

@@ -69,7 +69,9 @@ def test_an_unwritable_place_is_status_4(tmp_path, capsys):
 
 def test_synthesize_prints_the_folder_it_made(tmp_path, capsys):
     assert main(["synthesize", str(tmp_path), "--train-images", "2", "--val-images", "1", "--long-side", "128"]) == 0
-    root = Path(capsys.readouterr().out.strip())
+    out, err = capsys.readouterr()
+    root = Path(out.strip())
+    assert err.splitlines()[-1].startswith(f"next: python -m detector.train {root}")
     assert len(json.loads((root / "annotations" / "train.json").read_text())["images"]) == 2
 
 

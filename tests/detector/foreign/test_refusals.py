@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
+import pickle
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import numpy as np
@@ -18,6 +21,7 @@ from torchvision.models.detection import retinanet_resnet50_fpn_v2
 import detector
 from detector.checkpoints import main, save_model
 from detector.errors import InputError
+from detector.recipes import model_config
 from tests.detector.foreign.networks import MMDetection, OriginalATSS
 
 
@@ -40,13 +44,13 @@ def refusal(path):
 
 CLASSES, P6 = "bbox_head.atss_cls.weight", "neck.fpn_convs.3.conv.weight"
 CHANGES = {
-    "an unknown key": ({"bbox_head.extra.weight": torch.zeros(3)}, (), "1 unmatched keys: bbox_head.extra.weight"),
-    "a missing key": ({}, (P6,), f"1 missing keys: {P6}"),
-    "a missing factor": ({}, ("bbox_head.scales.4.scale",), "1 missing keys: bbox_head.scales.4.scale"),
+    "an unknown key": ({"bbox_head.extra.weight": torch.zeros(3)}, (), "1 unmatched key: bbox_head.extra.weight"),
+    "a missing key": ({}, (P6,), f"1 missing key: {P6}"),
+    "a missing factor": ({}, ("bbox_head.scales.4.scale",), "1 missing key: bbox_head.scales.4.scale"),
     "another shape": (
         {P6: torch.zeros(256, 512, 3, 3)},
         (),
-        f"1 keys with another shape: {P6} (256, 512, 3, 3) instead of (256, 256, 3, 3)",
+        f"1 key with another shape: {P6} (256, 512, 3, 3) instead of (256, 256, 3, 3)",
     ),
     "class layers of two minds": (
         {CLASSES: torch.zeros(5, 256, 3, 3)},
@@ -58,7 +62,7 @@ CHANGES = {
         (),
         "2 unmatched keys: neck.lateral_convs.3.conv.bias, neck.lateral_convs.3.conv.weight",
     ),
-    "another depth": ({}, ("backbone.layer3.5.conv1.weight",), "1 missing keys: backbone.layer3.5.conv1.weight"),
+    "another depth": ({}, ("backbone.layer3.5.conv1.weight",), "1 missing key: backbone.layer3.5.conv1.weight"),
 }
 
 
@@ -89,14 +93,32 @@ class Evil:
         return (print, ("run",))
 
 
+def script() -> bytes:
+    """A TorchScript archive, as far as torch tells one: by its constants."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "version"):
+            archive.writestr(f"script/{name}", pickle.dumps((), 2) if name.endswith("pkl") else "3\n")
+    return content.getvalue()
+
+
 FILES = {
     "text.pth": (lambda path: path.write_text("hello"), "no checkpoint: torch.save didn't write it"),
     "empty.pth": (lambda path: path.write_bytes(b""), "is empty"),
-    "object.pth": (lambda path: torch.save(nn.Linear(1, 1), path), "pickled objects (torch.nn.modules.linear.Linear)"),
+    "object.pth": (
+        lambda path: torch.save(nn.Linear(1, 1), path),
+        "holds a whole model as a pickled object (torch.nn.modules.linear.Linear), which runs code when it is read, so "
+        "it is refused; in the environment that made it, save its tensors alone: torch.save(model.state_dict(), FILE)",
+    ),
+    "wrapped.pt": (
+        lambda path: torch.save({"epoch": 3, "model": nn.Linear(1, 1)}, path, pickle_protocol=4),
+        "holds a whole model as a pickled object",
+    ),
+    "script.pt": (lambda path: path.write_bytes(script()), "is a TorchScript archive"),
     "evil.pth": (lambda path: torch.save({"state_dict": {"a": Evil()}}, path), "holds pickled objects"),
     "old.pth": (
         lambda path: torch.save(nn.Linear(1, 1), path, _use_new_zipfile_serialization=False),
-        "holds pickled objects",
+        "in the environment that made it",
     ),
     "list.pt": (lambda path: torch.save([torch.zeros(1)], path), "no checkpoint: it holds a list instead of tensors"),
     "nothing.pt": (lambda path: torch.save({}, path), "no checkpoint: it holds an empty table"),
@@ -104,7 +126,7 @@ FILES = {
     "cut.safetensors": (lambda path: path.write_bytes(b"\x08\0\0\0\0\0\0\0{"), "truncated or no safetensors file"),
     "other.safetensors": (
         lambda path: save_file({"a": torch.zeros(2)}, path),
-        "is another model: its 1 tensors, such as a",
+        "is another model: its 1 tensor (a) fit",
     ),
     "backbone.pth": (lambda path: torch.save(resnet18().state_dict(), path), "a backbone alone and no detector"),
 }
@@ -128,11 +150,71 @@ def test_a_truncated_file_is_called_truncated(zipped, part, atss, tmp_path):
     assert "truncated or damaged; fetch it again" in refusal(path)
 
 
-def test_torchvision_s_second_retinanet_is_refused(tmp_path):
+def test_torchvision_s_second_retinanet_is_called_what_it_is(tmp_path):
     state = retinanet_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=2).state_dict()
     sentence = refusal(saved(tmp_path / "file.pth", state))
-    assert "looks like torchvision's RetinaNet (v1), but doesn't fit" in sentence
-    assert "head.classification_head.conv.0.1.weight" in sentence
+    assert "is torchvision's RetinaNet v2 (retinanet_resnet50_fpn_v2" in sentence
+    assert "isn't supported; use it with torchvision, or load the first version" in sentence
+    assert "v1" not in sentence
+
+
+@pytest.mark.parametrize("name", ["object.pth", "wrapped.pt", "evil.pth", "script.pt"])
+def test_torch_s_own_remarks_don_t_precede_the_sentence(name, tmp_path):
+    FILES[name][0](tmp_path / name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        refusal(tmp_path / name)
+
+
+def test_other_warnings_still_come_through(tmp_path, monkeypatch):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "file.pth")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: warnings.warn("something else", stacklevel=1))
+    with pytest.warns(UserWarning, match="something else"):
+        refusal(tmp_path / "file.pth")
+
+
+TOWER, SCALE = "bbox_head.reg_convs.1.gn.weight", "bbox_head.scales.2.scale"
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "sentence"),
+    [
+        ({TOWER: float("nan")}, "1 of its {} tensors has NaN or infinite values, the first is head.box_tower.4.weight"),
+        (
+            {TOWER: float("inf"), SCALE: float("-inf")},
+            "2 of its {} tensors have NaN or infinite values, the first is head.",
+        ),
+    ],
+)
+def test_weights_that_aren_t_numbers_are_refused_and_inspect_says_so(spoilt, sentence, atss, tmp_path, capsys):
+    state = {key: tensor.clone() for key, tensor in atss.items()}
+    for key, value in spoilt.items():
+        state[key].view(-1)[0] = value
+    path = saved(tmp_path / "file.pth", state)
+    count = len(detector.load(saved(tmp_path / "good.pth", atss), device="cpu").network.state_dict())
+    for said in (refusal(path), inspected(path, capsys)):
+        assert sentence.format(count) in said
+        assert said.endswith("take an earlier checkpoint of that training, or fetch the file again")
+    assert "everything matches" not in inspected(path, capsys)
+
+
+def test_a_model_of_ours_that_isn_t_finite_is_refused_too(tmp_path, capsys):
+    model = detector.build({"backbone": "r18", "weights": "none", "neck": {"channels": 64}}, num_classes=2)
+    with torch.no_grad():
+        model.network.neck.p6.weight[0, 0, 0, 0] = float("nan")
+    save_model(model, tmp_path)
+    assert "1 of its " in refusal(tmp_path)
+    assert "the first is neck.p6.weight" in refusal(tmp_path / "model.safetensors")
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "the first is neck.p6.weight" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"^model\.init: .* the first is neck\.p6\.weight"):
+        detector.build({"backbone": "r18", "neck": {"channels": 64}, "init": str(tmp_path)}, num_classes=2)
+
+
+def inspected(path, capsys):
+    """What inspect prints of a file that can't be loaded."""
+    assert main(["inspect", str(path)]) == 2
+    return capsys.readouterr().out.strip()
 
 
 def test_plain_numbers_of_numpy_pass_and_no_other_objects(atss, tmp_path):
@@ -187,6 +269,20 @@ def test_inspect_says_what_a_file_is(atss, tmp_path, capsys):
     assert "2 missing keys: neck.fpn_convs.4.conv.weight, neck.fpn_convs.4.conv.bias" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "nowhere.pth")]) == 2
     assert "there is no model at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("head", "scored"), [("retinanet", True), ("gfl", True), ("gflv2", False), ("atss", False)])
+def test_inspect_says_by_what_a_model_without_quality_ranks(head, scored, tmp_path, capsys):
+    """As the network does: where there is no quality, its outputs have none to multiply by."""
+    fields = {**model_config(f"{head}_r18").model_dump(), "weights": "none", "norm": "gn", "backbone": "r18"}
+    model = detector.build(fields, num_classes=1)
+    save_model(model, tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert f"model: {head} on r18, 1 class (class 0)" in said
+    assert (model.network(torch.zeros(1, 3, 64, 64)).quality_logits is None) == scored
+    for key in ("ranking", "score"):
+        assert (f"  model.postprocess.{key}: class score, for there is no other" in said) == scored
 
 
 def test_the_command_s_help_needs_no_torch():

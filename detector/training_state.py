@@ -1,0 +1,165 @@
+"""What changes while training, and one iteration of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from detector import distributed
+from detector.breakdown import Breakdown, loud
+from detector.checkpoints import load_state, save_model, save_state
+from detector.config import TrainingConfig
+from detector.criterion import Totals
+from detector.data.loader import Batch
+from detector.data.store import Store
+from detector.model import Detector, build_model
+from detector.schedule import build_optimizer, learning_rate, set_rate
+from detector.window import Window
+
+
+class TrainingState:
+    """What changes while training: network, optimiser, average, step. Saved and restored whole."""
+
+    def __init__(self, config: TrainingConfig, store: Store, device: torch.device) -> None:
+        self.config, self.device, self.step = config, device, 0
+        self.model: Detector = build_model(
+            config.model,
+            store.categories,
+            short_side=config.data.evaluated_short_side,
+            long_side=config.data.long_side,
+            resize=config.data.resize,
+            seed=config.seed,
+        ).to(device)
+        self.model.train()
+        self.optimizer = build_optimizer(config.schedule, self.model.network)
+        decay = config.schedule.ema
+        self.average = AveragedModel(self.model.network, multi_avg_fn=self._average) if decay is not None else None
+        self.breakdown = Breakdown(device)
+        self.window = Window()
+        self.network: nn.Module = self.model.network
+        if distributed.world_size() > 1:
+            self.network = DistributedDataParallel(
+                self.model.network,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+
+    def update(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
+        """One iteration on this process' share of the global batch. Returns its part of the losses, and statistics.
+
+        From the first loss or gradient that is not finite on, in any process, it changes nothing in any of them:
+        ``breakdown`` knows the step.
+        """
+        set_rate(self.optimizer, learning_rate(self.config.schedule, self.step))
+        progress = self.step / self.config.schedule.max_iterations
+        micro_batches = [batch.to(self.device) for batch in micro_batches]
+        totals = None
+        if len(micro_batches) > 1:
+            # The normalisers of the whole batch are needed before the first backward pass.
+            with torch.no_grad():
+                parts = [self._forward(self.model.network, batch, progress)[1].totals for batch in micro_batches]
+            totals = _global(sum(parts[1:], parts[0]))
+        losses: dict[str, Tensor] = {}
+        for number, batch in enumerate(micro_batches, 1):
+            with self._synchronised(number == len(micro_batches)):
+                outputs, targets = self._forward(self.network, batch, progress)
+                if totals is None:
+                    totals = _global(targets.totals)
+                part = self.model.criterion.losses(outputs, targets, totals)
+                # DDP averages the gradients over the processes; the loss is a sum over them.
+                (loud(torch.stack(list(part.values())).sum()) * distributed.world_size()).backward()
+            for key, value in part.items():
+                losses[key] = losses.get(key, 0) + value.detach()
+        learned = [each for each in self.model.network.parameters() if each.grad is not None]
+        norm = nn.utils.get_total_norm([each.grad for each in learned if each.grad is not None])
+        self.breakdown.note(norm, losses, self.step + 1)
+        if self.config.schedule.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(learned, self.config.schedule.clip_norm, norm)
+        # Fused optimisers leave weights and their own state alone where this is 1, without asking the device.
+        self.optimizer.found_inf = self.breakdown.flag  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model.network)
+        self.step += 1
+        assert totals is not None
+        share = 1 / distributed.world_size()  # equal on all processes, and summed over them when logged
+        return losses | {key: value * share for key, value in totals.statistics().items()}
+
+    def rehearse(self, batch: Batch) -> None:
+        """A pass forward and back, as ``update`` does one, on this process alone; what it leaves are gradients."""
+        batch = batch.to(self.device)
+        outputs, targets = self._forward(self.model.network, batch, 0.0)
+        losses = self.model.criterion.losses(outputs, targets, targets.totals)
+        torch.stack(list(losses.values())).sum().backward()
+
+    def _average(self, averaged: Any, current: Any, _: Any) -> None:
+        """averaged += (1 - decay) * (current - averaged), or nothing after a breakdown."""
+        assert self.config.schedule.ema is not None
+        change = torch._foreach_sub(current, averaged)
+        torch._foreach_mul_(change, (1 - self.config.schedule.ema) * (1 - self.breakdown.flag))
+        torch._foreach_add_(averaged, change)
+
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients are summed over the processes with the last micro-batch alone."""
+        if last or not isinstance(self.network, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.network.no_sync()
+
+    def _forward(self, network: nn.Module, batch: Batch, progress: float):
+        bfloat16 = self.config.schedule.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+            outputs = network(self.model.normalise(batch.images, batch.sizes))
+        return outputs, self.model.criterion.targets(outputs, batch.boxes, batch.labels, progress)
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The model has the averaged weights inside, where there are any."""
+        if self.average is None:
+            yield
+            return
+        kept = {key: value.clone() for key, value in self.model.network.state_dict().items()}
+        self.model.network.load_state_dict(self.average.module.state_dict())
+        try:
+            yield
+        finally:
+            self.model.network.load_state_dict(kept)
+
+    def save(self, folder: Path) -> None:
+        """Writes model/, state.pt and step.json."""
+        average = self.average.module.state_dict() if self.average is not None else None
+        save_model(self.model, folder / "model", average)
+        state: dict[str, Any] = {
+            "step": self.step,
+            "network": self.model.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "random": torch.get_rng_state(),
+            "window": self.window.rows,
+        }
+        save_state(folder, state, self.step)
+
+    def load(self, folder: Path) -> None:
+        """Restores what ``save`` wrote."""
+        state = load_state(folder)
+        self.model.network.load_state_dict(state["network"])
+        for group in state["optimizer"]["param_groups"]:
+            group.update(fused=True, foreach=None)  # what earlier versions wrote had other ones
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        torch.set_rng_state(state["random"])
+        self.window.rows = state.get("window", [])  # earlier versions kept none
+        self.step = state["step"]
+
+
+def _global(totals: Totals) -> Totals:
+    return Totals(distributed.all_sum(totals.vector))

@@ -1,0 +1,163 @@
+"""Trainings that the user takes out of a sweep, and puts back: a mark in the ledger, which their own workers look for.
+
+No driver, cluster or tracking server is needed to set it. A training that is at work saves a checkpoint and ends, so
+that it can go on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from detector.errors import InputError
+from orchestrator.ledger import Ledger
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan, PlannedRow
+
+CANCELLED = "cancelled by the user; `python -m orchestrator.status SWEEP --retry ROW` puts it back"
+LOOK_S = 1.0
+GRACE_S = 10.0
+"""What a cancelled training has for its checkpoint; then its processes end themselves."""
+
+log = logging.getLogger(__name__)
+
+
+def cancel(plan: Plan, ledger: Ledger, row: str) -> list[str]:
+    """Marks the trainings of ``row``; returns the names of all rows of the plan that they concern.
+
+    Raises ``InputError`` where there is nothing to cancel.
+    """
+    rows = _named(plan, row, "--cancel")
+    left = [one for one in rows if not ledger.record(one.identity).trained]
+    if not left:
+        raise InputError(f"--cancel {row}: the row is trained already, and there is nothing to cancel")
+    for one in left:
+        holder = ledger.record(one.identity).holder
+        if holder not in (None, plan.key) and ledger.held(holder):
+            raise InputError(f"--cancel {row}: its training is being done by the sweep {holder}; cancel it there")
+    for one in left:
+        if not ledger.exists(one.identity):
+            # Never begun: it needs a place for the mark, and is nobody's afterwards.
+            ledger.claim(
+                one.identity,
+                sweep=plan.key,
+                row=one.row,
+                seed=one.seed,
+                config=one.config.model_dump(mode="json"),
+                iterations=one.config.schedule.max_iterations,
+                basis=one.basis,
+            )
+        ledger.place.update(_key(one.identity), _cancelled)
+        holder = ledger.record(one.identity).holder
+        if holder is None or not ledger.held(holder):
+            ledger.release(one.identity)
+    return _concerned(plan, left)
+
+
+def retry(plan: Plan, ledger: Ledger, row: str) -> list[str]:
+    """Makes the failed and cancelled trainings and evaluations of ``row`` pending; returns as :func:`cancel`.
+
+    Raises ``InputError`` where nothing has failed.
+    """
+    rows = _named(plan, row, "--retry")
+    failed = [one for one in rows if ledger.record(one.identity, one.evaluations).state == "failed"]
+    if not failed:
+        states = ", ".join(dict.fromkeys(ledger.record(one.identity, one.evaluations).state for one in rows))
+        raise InputError(f"--retry {row}: the row is {states}; only what failed or was cancelled can be retried")
+    for one in failed:
+        ledger.place.update(_key(one.identity), _pending)
+    return _concerned(plan, failed)
+
+
+def is_cancelled(ledger: Ledger, identity: str) -> bool:
+    """Whether ``identity`` is to end: the user has taken it out, or its driver stops."""
+    try:
+        status = ledger.place.read(_key(identity))
+    except (OSError, ValueError):
+        return False  # a storage that is away for a moment has said nothing
+    return isinstance(status, dict) and bool(status.get("cancelled") or status.get("stopping"))
+
+
+def end_gracefully(ledger: Ledger, identities: Iterable[str], trials: threading.Thread | None) -> None:
+    """Asks trainings to save a checkpoint and end, and waits for ``trials``, but not for long."""
+
+    def stopping(status: dict[str, Any] | None) -> dict[str, Any] | None:
+        if status is None or status["state"] not in ("pending", "running"):
+            return None
+        return {**status, "stopping": time.time()}
+
+    for identity in identities:
+        ledger.place.update(_key(identity), stopping)
+    if trials is not None:
+        trials.join(timeout=LOOK_S + GRACE_S)
+
+
+@contextlib.contextmanager
+def watching(ledger: Ledger, identity: str) -> Iterator[threading.Event]:
+    """An event that is set within seconds once ``identity`` is cancelled.
+
+    A process that is still in here ``GRACE_S`` later ends: it hangs, or waits for others that have ended.
+    """
+    cancelled, done = threading.Event(), threading.Event()
+
+    def look() -> None:
+        while not done.wait(LOOK_S):
+            if is_cancelled(ledger, identity):
+                log.info("the training is to end, by the user or by its driver: saving a checkpoint")
+                cancelled.set()
+                if not done.wait(GRACE_S):
+                    log.info("it has not ended within %g s and is ended", GRACE_S)
+                    os._exit(143)
+                return
+
+    thread = threading.Thread(target=look, name="cancellation", daemon=True)
+    thread.start()
+    try:
+        yield cancelled
+    finally:
+        done.set()
+
+
+def _named(plan: Plan, row: str, option: str) -> list[PlannedRow]:
+    rows = [one for one in plan.rows if one.row == row]
+    if not rows:
+        from detector.document import suggestion
+
+        raise InputError(
+            f'{option} {row}: the sweep {plan.key} has no row "{row}"; {suggestion(row, list(plan.row_names))}'
+        )
+    return rows
+
+
+def _concerned(plan: Plan, rows: list[PlannedRow]) -> list[str]:
+    identities = {one.identity for one in rows}
+    return list(dict.fromkeys(one.row for one in plan.rows if one.identity in identities))
+
+
+def _cancelled(status: dict[str, Any] | None) -> dict[str, Any] | None:
+    if status is None or status["state"] == "finished":
+        return None  # since it was looked at
+    # Who holds it still writes its checkpoint, and then gives it back.
+    status.update(state="failed", error=CANCELLED, cancelled=time.time(), finished=time.time())
+    return status
+
+
+def _pending(status: dict[str, Any] | None) -> dict[str, Any] | None:
+    if status is None:
+        return None
+    if status["state"] == "failed":
+        status.update(state="pending", error=None, holder=None)
+    status.pop("cancelled", None)
+    known = status.get("evaluations") or {}
+    status["evaluations"] = {key: one for key, one in known.items() if one["state"] != "failed"}
+    return status
+
+
+def _key(identity: str) -> str:
+    return f"trainings/{identity}/status.json"

@@ -1,0 +1,133 @@
+"""Rows taken out of a sweep and put back, from the ledger alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator import cancellation
+from orchestrator.cancellation import CANCELLED, is_cancelled, watching
+from orchestrator.lease import Lease
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan, SweepRequest, make_plan
+from orchestrator.preparation import unfinished
+from orchestrator.status import main
+from tests.orchestrator.tables import BASE, TABLE, write_data, write_table
+
+SAME = '  - {name: again, set: {model.assigner.predicted_weight: 1}}\ncompare: [["1:1"'
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DETSWEEP_STORAGE", str(tmp_path / "storage"))
+    monkeypatch.delenv("DETSWEEP_DATA", raising=False)
+    write_data(tmp_path / "data")
+    table = TABLE.replace('compare: [["1:1"', SAME)
+    return write_table(tmp_path, table, base=BASE + f"data.root: {tmp_path / 'data'}\n")
+
+
+@pytest.fixture
+def plan(table: Path) -> Plan:
+    found = make_plan(SweepRequest(str(table)))
+    Ledger(found.storage).sweep(found.key).mkdir()
+    return found
+
+
+def begin(plan: Plan, index: int = 0) -> str:
+    ledger, row = Ledger(plan.storage), plan.rows[index]
+    claim = {"row": row.row, "seed": 0, "config": {}, "iterations": 100, "basis": row.basis}
+    ledger.claim(row.identity, sweep=plan.key, **claim)
+    ledger.started(row.identity, node="n", from_step=0, hardware={})
+    return row.identity
+
+
+def states(capfd: pytest.CaptureFixture[str]) -> list[tuple[str, str | None]]:
+    return [(row["state"], row["error"]) for row in json.loads(capfd.readouterr().out)["rows"]]
+
+
+def test_a_cancelled_row_has_failed_and_stays_out_until_it_is_put_back(
+    table: Path, plan: Plan, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger(plan.storage)
+    with Lease(ledger.sweep(plan.key)):
+        identity = begin(plan)
+        assert main([str(table), "--cancel", "1:1", "--json"]) == 0
+        assert states(capfd) == [("failed", CANCELLED), ("pending", None), ("failed", CANCELLED)]
+        # What its workers and its driver still say changes nothing.
+        ledger.failed(identity, "worker died")
+        ledger.release(identity)
+        assert ledger.record(identity).error == CANCELLED
+        assert ledger.record(identity).holder is None
+    assert unfinished(plan, ledger, fresh=False) == [plan.rows[1].identity]
+    claim = {"row": "1:1", "seed": 0, "config": {}, "iterations": 100}
+    assert not ledger.claim(identity, sweep=plan.key, **claim)
+    assert main([str(table), "--retry", "again"]) == 0
+    out = capfd.readouterr().out
+    assert "pending again: again, and with it 1:1, whose training is the same; the next run of the sweep takes" in out
+    assert unfinished(plan, ledger, fresh=False) == [plan.rows[0].identity, plan.rows[1].identity]
+    assert ledger.claim(identity, sweep=plan.key, **claim)
+
+
+def test_a_row_that_was_never_begun_can_be_cancelled(
+    table: Path, plan: Plan, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(table), "--cancel", "D_up:1", "--json"]) == 0
+    assert states(capfd) == [("pending", None), ("failed", CANCELLED), ("pending", None)]
+    assert main([str(table), "--retry", "D_up:1", "--json"]) == 0
+    assert states(capfd)[1] == ("pending", None)
+
+
+def test_a_failed_row_is_pending_after_a_retry(table: Path, plan: Plan) -> None:
+    ledger = Ledger(plan.storage)
+    with Lease(ledger.sweep(plan.key)):
+        identity = begin(plan)
+        ledger.failed(identity, "broken")
+    assert main([str(table), "--retry", "1:1"]) == 0
+    assert (ledger.record(identity).state, ledger.record(identity).error) == ("pending", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--cancel", "1;1"], '--cancel 1;1: the sweep tiny has no row "1;1"; did you mean "1:1"?'),
+        (["--retry", "1:1"], "--retry 1:1: the row is pending; only what failed or was cancelled can be retried"),
+        (["--cancel", "D_up:1"], "--cancel D_up:1: the row is trained already"),
+    ],
+)
+def test_what_can_not_be_cancelled_or_retried_is_said(
+    table: Path, plan: Plan, words: list[str], sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger(plan.storage)
+    with Lease(ledger.sweep(plan.key)):
+        identity = begin(plan, 1)
+        ledger.evaluated(identity, plan.rows[1].evaluation, plan.storage, {"AP": 1.0}, {})
+        ledger.finished(identity, plan.storage, {})
+    assert main([str(table), *words]) == 2
+    assert sentence in capfd.readouterr().err
+
+
+def test_the_training_of_another_live_sweep_is_cancelled_there(
+    table: Path, plan: Plan, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger(plan.storage)
+    with Lease(ledger.sweep("other")):
+        row = plan.rows[0]
+        ledger.claim(row.identity, sweep="other", row="x", seed=0, config={}, iterations=100)
+        assert main([str(table), "--cancel", "1:1"]) == 2
+    assert "its training is being done by the sweep other; cancel it there" in capfd.readouterr().err
+
+
+def test_a_worker_notices_within_seconds(table: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cancellation, "LOOK_S", 0.05)
+    ledger = Ledger(plan.storage)
+    with Lease(ledger.sweep(plan.key)):
+        identity = begin(plan)
+        with watching(ledger, identity) as cancelled:
+            time.sleep(0.3)
+            assert not cancelled.is_set()
+            assert main([str(table), "--cancel", "1:1"]) == 0
+            assert cancelled.wait(5)
+    assert is_cancelled(ledger, identity)
