@@ -2,8 +2,8 @@
 
     STORAGE/trainings/IDENTITY/   config.json  status.json  journal.jsonl  worker.log  checkpoint_*/
                                   model/                                        (once it is finished)
-                                  evaluations/KEY/detections.json, per_class.json
-    STORAGE/sweeps/KEY/           lease.json  runs.json  the report
+                                  evaluations/KEY/detections.json, per_class.json, matches.npz, resampled.npz
+    STORAGE/sweeps/KEY/           lease.json  runs.json  looks.json  the report
     STORAGE/data/                 converted data sets
 
 Every file is JSON that people can read, and every write is complete or not there. A write is refused that another
@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from detector.errors import InputError, UnreachableError
-from orchestrator import journal, lease, run_ids
+from orchestrator import journal, lease, resampling, run_ids
+from orchestrator import looks as looks_document
 from orchestrator.lease import Fence, LeaseLostError
+from orchestrator.looks import Looks
 from orchestrator.record import (
     Metrics,
     Record,
@@ -32,6 +34,7 @@ from orchestrator.record import (
     new_status,
     read_record,
 )
+from orchestrator.resampling import Resampled
 from orchestrator.storage import open_storage
 
 Status = dict[str, Any]
@@ -332,6 +335,26 @@ class Ledger:
         if not first or (first["sweep"], first["row"], first["seed"]) == (sweep_key, row, seed):
             return None
         return first["row"] if first["sweep"] == sweep_key else f"{first['sweep']}/{first['row']}"
+
+    # What the report's verdicts stand on, beside the results
+
+    def looks(self, sweep_key: str) -> Looks:
+        """Seeds of each look at the sweep's verdicts."""
+        try:
+            return looks_document.read(self.place, sweep_key)
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{self.address}/sweeps/{sweep_key}/looks.json is not what was written there; without it nobody knows "
+                "how often the verdicts were looked at: restore it, or move it away to begin anew"
+            ) from None
+
+    def remember_look(self, sweep_key: str, seeds: Iterable[int]) -> None:
+        """Stores that the sweep's verdicts were looked at when its rows had ``seeds``."""
+        looks_document.remember(self.place, sweep_key, tuple(seeds))
+
+    def resampled(self, identity: str, key: str, split_digest: str) -> Resampled | str:
+        """AP of an evaluation over resamples of its images, or a sentence that says what is missing."""
+        return resampling.resampled(self.place, identity, key, split_digest)
 
     # Documents
 

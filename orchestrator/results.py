@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from orchestrator.looks import Looks
 from orchestrator.plan import Plan, PlannedRow
 from orchestrator.record import Record
+from orchestrator.resampling import Resampled
 
 
 class Results(Protocol):
@@ -28,6 +30,15 @@ class Results(Protocol):
         self, identity: str, keys: Iterable[str], evaluation: str | None = None
     ) -> tuple[list[int], dict[str, list[float | None]]]:
         """Metrics over the steps, without those of other evaluations than the one named."""
+
+    def looks(self, sweep_key: str) -> Looks:
+        """Seeds of each look at the sweep's verdicts."""
+
+    def remember_look(self, sweep_key: str, seeds: Iterable[int]) -> None:
+        """Stores a look, if it is new."""
+
+    def resampled(self, identity: str, key: str, split_digest: str) -> Resampled | str:
+        """AP of an evaluation over resamples of its images, or what is missing."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from orchestrator.plan import Plan
 from orchestrator.record import Record
+from orchestrator.resampling import Resampled
 
 BASE = """\
 data: {train: train, val: val, short_side: 64, long_side: 64}
@@ -76,6 +77,8 @@ class MemoryLedger:
         self.journals: dict[str, dict[str, list[tuple[int, float | None]]]] = {}
         self.runs: dict[tuple[str, int], str] = {}
         self.reused: dict[tuple[str, int], str] = {}
+        self.seen: list[tuple[int, ...]] = []
+        self.resamples: dict[str, Resampled] = {}
 
     def state(
         self, plan: Plan, row: str, state: str, *, seed: int = 0, error: str | None = None, **metrics: float | None
@@ -111,3 +114,13 @@ class MemoryLedger:
         table = {key: dict(journal.get(key, [])) for key in keys}
         steps = sorted({step for values in table.values() for step in values})
         return steps, {key: [table[key].get(step) for step in steps] for key in keys}
+
+    def looks(self, sweep_key: str) -> list[tuple[int, ...]]:
+        return list(self.seen)
+
+    def remember_look(self, sweep_key: str, seeds: Iterable[int]) -> None:
+        if tuple(seeds) not in self.seen:
+            self.seen.append(tuple(seeds))
+
+    def resampled(self, identity: str, key: str, split_digest: str) -> Resampled | str:
+        return self.resamples.get(identity, "its detections are not in the storage")
