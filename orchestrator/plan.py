@@ -21,8 +21,9 @@ from detector.plugins import Plugin
 from detector.refusals import short
 from detector.weights import resolve_weights
 from orchestrator.dataset import Facts, SplitFacts
+from orchestrator.departures import departures, evaluation_departures
 from orchestrator.history import History, OtherCode
-from orchestrator.identity import basis, deciding, evaluation_identity, flattened, identity
+from orchestrator.identity import basis, evaluation_identity, identity
 from orchestrator.ledger import Ledger
 from orchestrator.request import (
     SweepRequest,
@@ -58,6 +59,8 @@ class PlannedRow:
     """Name of that base."""
     departures: tuple[str, ...] = ()
     """Keys that decide the weights and that the profile or ``--set`` changed: not the paper's recipe."""
+    evaluation_departures: tuple[str, ...] = ()
+    """The same of keys that decide how the trained model is evaluated."""
     train: SplitFacts | None = None
     """Training split."""
     val: SplitFacts | None = None
@@ -104,6 +107,7 @@ class Plan:
     rows: tuple[PlannedRow, ...]
     quoted: tuple[Quoted, ...]
     compare: tuple[tuple[str, str], ...]
+    """Pairs whose rows are both selected."""
     figures: tuple[Figure, ...]
     storage: Path
     """Folder; of an object store, what this node has of it."""
@@ -116,6 +120,8 @@ class Plan:
     """Rows that the sweep file had when the sweep was last run, and no longer has."""
     uri: str | None = None
     """Of the storage, where that is no folder."""
+    pairs: int = 0
+    """How many pairs the sweep file compares, also of rows that aren't selected now."""
 
     @property
     def place(self) -> str | Path:
@@ -148,6 +154,7 @@ class _Draft:
     spec: RowSpec
     config: TrainingConfig
     departures: tuple[str, ...]
+    evaluation_departures: tuple[str, ...]
 
 
 def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
@@ -204,6 +211,7 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
         rows=tuple(rows),
         quoted=spec.quoted,
         compare=tuple(pair for pair in spec.compare if names.issuperset(pair)),
+        pairs=len(spec.compare),
         figures=tuple(figure for figure in spec.figures if names.intersection(figure.rows)),
         storage=ledger.storage,
         uri=place if isinstance(place, str) else None,
@@ -243,7 +251,7 @@ def _draft(row: RowSpec, profile: Sequence[Setting], settings: Sequence[Setting]
     config = resolve(layers, row.plugins)
     if config.data.generated is not None:
         _refuse_ignored(stated)
-    return _Draft(row, config, _departures(row, config))
+    return _Draft(row, config, departures(row, config), evaluation_departures(row, config))
 
 
 def _refuse_ignored(layers: Sequence[Sequence[Setting]]) -> None:
@@ -283,25 +291,6 @@ def _highest(layers: Sequence[Sequence[Setting]], key: str) -> int:
         )
     ]
     return max(found, default=-1)
-
-
-def _departures(row: RowSpec, config: TrainingConfig) -> tuple[str, ...]:
-    try:
-        recipe = resolve([row.base, row.settings], row.plugins)
-    except InputError:
-        # The base alone is no recipe; there is nothing to depart from.
-        return ()
-    stated, meant = deciding(config), deciding(recipe)
-    changed = [
-        key
-        for key, value in flattened(stated).items()
-        if key not in ("schedule.batch_factor", "seed") and value != flattened(meant).get(key)
-    ]
-    if config.data.generated != recipe.data.generated:
-        changed.append("data.generated")
-    elif (config.data.train, config.data.val) != (recipe.data.train, recipe.data.val):
-        changed.append("data.train")
-    return tuple("schedule.iterations" if key == "schedule.max_iterations" else key for key in changed)
 
 
 def _located(config: TrainingConfig, data_folder: Path) -> TrainingConfig:
@@ -346,6 +335,7 @@ def _planned(draft: _Draft, config: TrainingConfig, model: ModelConfig, seed: in
         differences={setting.key: values.get(setting.key, setting.value) for setting in draft.spec.settings},
         base=draft.spec.stands_on,
         departures=draft.departures,
+        evaluation_departures=draft.evaluation_departures,
         train=train,
         val=val,
         test=test,

@@ -237,7 +237,7 @@ class RunStore:
 
     def log_report(self) -> None:
         """Puts the report, as far as it is written, into the sweep's own run."""
-        for name in ("report.html", "report.md", "table.csv"):
+        for name in ("report.html", "report.md", "table.csv", "pairs.csv"):
             path = self.plan.folder / name
             if path.exists():
                 self.client.log_artifact(self.parent, str(path), artifact_path="report")

@@ -7,8 +7,10 @@ import uuid
 from pathlib import Path
 
 from detector.errors import UnreachableError
+from orchestrator.comparison import compare
 from orchestrator.plan import Plan
 from orchestrator.report.page import page
+from orchestrator.report.pairs import comma_separated_pairs
 from orchestrator.report.table import make_table
 from orchestrator.report.text import comma_separated, markdown, terminal
 from orchestrator.results import Results
@@ -17,17 +19,22 @@ __all__ = ["terminal_table", "write_report"]
 
 
 def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
-    """Writes report.html, report.md and table.csv into the sweep's folder; each is whole or not there.
+    """Writes report.html, report.md and table.csv, and pairs.csv where rows are compared, into the sweep's folder.
 
-    Returns their paths by name. Raises UnreachableError where the folder can't be written.
+    Each is whole or not there. Returns their paths by name. Where verdicts are given, that is a look at them, which is
+    remembered first. Raises UnreachableError where the folder can't be written.
     """
-    table = make_table(plan, ledger)
+    table, comparison = make_table(plan, ledger), compare(plan, ledger)
     contents = {
-        "report.html": page(plan, table, ledger),
-        "report.md": markdown(plan, table),
+        "report.html": page(plan, table, ledger, comparison),
+        "report.md": markdown(plan, table, comparison),
         "table.csv": comma_separated(table),
     }
+    if comparison.pairs:
+        contents["pairs.csv"] = comma_separated_pairs(comparison)
     try:
+        if comparison.look:
+            ledger.remember_look(plan.key, comparison.seeds)
         plan.folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
             _write(plan.folder / name, text)
@@ -40,7 +47,7 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
 
 def terminal_table(plan: Plan, ledger: Results) -> str:
     """The table for a terminal."""
-    return terminal(plan, make_table(plan, ledger))
+    return terminal(plan, make_table(plan, ledger), compare(plan, ledger))
 
 
 def _write(path: Path, text: str) -> None:

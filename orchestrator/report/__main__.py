@@ -8,17 +8,19 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from orchestrator.comparison import compare
 from orchestrator.ledger import Ledger
 from orchestrator.options import Answer, Parser, add_sweep_options, answer, sweep_request
 from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
+from orchestrator.report.pairs import documents, looks_document, order_document
 from orchestrator.results import result_rows
 from orchestrator.runs import without_secrets
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 when the report is written, however much of the sweep is done."""
-    parser = Parser("report", "Write report.html, report.md and table.csv of a sweep into its folder.")
+    parser = Parser("report", "Write report.html, report.md, table.csv and pairs.csv of a sweep into its folder.")
     add_sweep_options(parser)
     return answer(_report, parser, argv)
 
@@ -31,7 +33,7 @@ def _report(arguments: argparse.Namespace) -> Answer:
     run_id = ledger.parent_run_id(plan.key)
     if run_id is not None:
         _log(plan, run_id, paths.values())
-    rows = result_rows(plan, ledger)
+    rows, comparison = result_rows(plan, ledger), compare(plan, ledger)
     complete = all(row["state"] == "finished" for row in rows)
     document = {
         "sweep": plan.key,
@@ -39,6 +41,9 @@ def _report(arguments: argparse.Namespace) -> Answer:
         "rows": rows,
         "report": str(paths["report.html"]),
         "error": None,
+        "pairs": documents(comparison),
+        "looks": looks_document(comparison),
+        "order": order_document(comparison),
     }
     return Answer(0, document, terminal_table(plan, ledger) + "".join(f"{path}\n" for path in paths.values()))
 

@@ -6,8 +6,10 @@ import json
 from collections.abc import Sequence
 from html import escape
 
+from orchestrator.comparison import Comparison
 from orchestrator.plan import Plan
 from orchestrator.report.figures import curves, svg
+from orchestrator.report.pairs import HEAD, TEXT, order_note, pair_cells, pair_notes
 from orchestrator.report.table import UNDEFINED, Cell, Table, difference, notes, ours, paper
 from orchestrator.results import Results
 
@@ -20,6 +22,7 @@ th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align:
 th { border-bottom-width: 2px; } th.text, td.text { text-align: left; } tr.quoted { opacity: .75; }
 td small { display: block; opacity: .8; white-space: nowrap; } td.text small { white-space: normal; max-width: 24rem; }
 .up { color: var(--up); } .down { color: var(--down); } .failed { color: var(--down); font-weight: 600; }
+table.pairs td { white-space: nowrap; } table.pairs td.text { white-space: normal; min-width: 9rem; max-width: 22rem; }
 ul.notes { background: var(--soft); padding: .7rem 1rem .7rem 2rem; border-radius: .4rem; }
 svg { width: 100%; max-width: 46rem; height: auto; } svg text { font-size: 12px; fill: currentColor; }
 svg .grid { stroke: var(--line); } .legend span { margin-right: 1.2rem; }
@@ -29,14 +32,15 @@ pre { background: var(--soft); padding: .7rem 1rem; border-radius: .4rem; overfl
 """
 
 
-def page(plan: Plan, table: Table, ledger: Results) -> str:
-    """The whole report."""
+def page(plan: Plan, table: Table, ledger: Results, comparison: Comparison | None = None) -> str:
+    """The whole report; without ``comparison`` the pairs are left out."""
     body = [
         f"<h1>{escape(plan.title)}</h1>",
         f'<p class="soft">Sweep <code>{escape(plan.key)}</code> · AP in percent, ours at the last checkpoint · '
         f"{_states(table)}</p>",
         f'<div class="wide">{_table(table)}</div>',
         '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in notes(plan, table)) + "</ul>",
+        *(_comparison(table, comparison) if comparison is not None else []),
         *_figures(plan, ledger),
         "<h2>How it was made</h2>",
         f"<pre>{escape(plan.command)}</pre>",
@@ -81,6 +85,32 @@ def _cell(cell: Cell, departs: bool) -> str:
         text = f'<span class="{"up" if cell.difference >= 0 else "down"}">{escape(text)}</span>'
     beside = f"paper {escape(paper(cell))}" + ("" if cell.difference is None else f", {text}")
     return f"<td>{escape(ours(cell)) if cell.ours else UNDEFINED}<small>{beside}</small></td>"
+
+
+def _comparison(table: Table, comparison: Comparison) -> list[str]:
+    parts = ["<h2>What the rows say of each other</h2>"] if comparison.pairs else []
+    if comparison.pairs:
+        head = "".join(f"<th{_class(name)}>{escape(name)}</th>" for name in HEAD)
+        lines = "".join(
+            "<tr>"
+            + "".join(
+                f"<td{_class(name)}>{escape(cell)}</td>" for name, cell in zip(HEAD, pair_cells(pair), strict=True)
+            )
+            + "</tr>"
+            for pair in comparison.pairs
+        )
+        parts.append(
+            f'<div class="wide"><table class="pairs"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+        )
+    order = order_note(comparison, table.has_paper)
+    said = [*pair_notes(comparison), *([order] if order else [])]
+    return (
+        [*parts, '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in said) + "</ul>"] if said else []
+    )
+
+
+def _class(column: str) -> str:
+    return ' class="text"' if column in TEXT else ""
 
 
 def _states(table: Table) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.departures import other_than_paper
 from orchestrator.plan import Plan
 from orchestrator.results import Mean, Results, mean, result_rows
 from orchestrator.spec import METRICS
@@ -38,6 +39,7 @@ class TableRow:
     """How many seeds are finished, where not all are; whose training is reused; what failed."""
     run_ids: tuple[str, ...] = ()
     departures: tuple[str, ...] = ()
+    """Keys in which it is not what the paper did."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def make_table(plan: Plan, ledger: Results) -> Table:
                 state=_state(states),
                 detail="; ".join(details),
                 run_ids=tuple(entry["run_id"] for _, entry in pairs if entry["run_id"]),
-                departures=first.departures,
+                departures=other_than_paper(first),
             )
         )
     for quoted in plan.quoted:

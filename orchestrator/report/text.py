@@ -8,11 +8,13 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 
+from orchestrator.comparison import Comparison
 from orchestrator.plan import Plan
+from orchestrator.report.pairs import HEAD, TEXT, order_note, pair_cells, pair_notes
 from orchestrator.report.table import UNDEFINED, Table, difference, notes, ours, paper
 
 
-def terminal(plan: Plan, table: Table) -> str:
+def terminal(plan: Plan, table: Table, comparison: Comparison | None = None) -> str:
     """The table in columns, for a fixed-width font."""
     head = ["row", *_own_columns(table), *table.metrics, "state"]
     body: list[list[str]] = []
@@ -28,18 +30,43 @@ def terminal(plan: Plan, table: Table) -> str:
         if any(row.cells[metric].difference is not None for metric in table.metrics):
             cells = (difference(row.cells[metric]) for metric in table.metrics)
             body.append(["  difference", *([""] * len(shown)), *cells, ""])
-    widths = [max(_width(line[index]) for line in [head, *body]) for index in range(len(head))]
-    left = {0, *range(1, 1 + len(_own_columns(table))), len(head) - 1}
-    lines = [
-        "  ".join(_pad(text, widths[index], index in left) for index, text in enumerate(line)).rstrip()
-        for line in [head, *body]
-    ]
+    lines = _columns([head, *body], {0, *range(1, 1 + len(_own_columns(table))), len(head) - 1})
     rule = "─" * max(_width(line) for line in lines)
-    below = [textwrap.fill(_clean(note), 110, break_on_hyphens=False) for note in notes(plan, table)]
+    below = [*_pairs(comparison), *_wrapped(notes(plan, table))]
+    if comparison is not None:
+        below += _wrapped(_comparison_notes(table, comparison))
     return "\n".join([plan.title, rule, lines[0], rule, *lines[1:], rule, *below]) + "\n"
 
 
-def markdown(plan: Plan, table: Table) -> str:
+def _pairs(comparison: Comparison | None) -> list[str]:
+    """The pairs in columns; what is longest below each other's figures."""
+    if comparison is None or not comparison.pairs:
+        return []
+    chosen = [HEAD.index(name) for name in ("pair", "seeds", "difference", "95 % interval over seeds", "verdict")]
+    body = [[_clean(line[index]) for index in chosen] for line in map(pair_cells, comparison.pairs)]
+    head = ["compared", "seeds", "difference", "95 % interval", "verdict"]
+    return [*_columns([head, *body], {0, 4}), ""]
+
+
+def _columns(lines: Sequence[Sequence[str]], left: set[int]) -> list[str]:
+    """``lines`` in columns as wide as their widest text, those in ``left`` to the left."""
+    widths = [max(_width(line[index]) for line in lines) for index in range(len(lines[0]))]
+    return [
+        "  ".join(_pad(text, widths[index], index in left) for index, text in enumerate(line)).rstrip()
+        for line in lines
+    ]
+
+
+def _wrapped(sentences: Sequence[str]) -> list[str]:
+    return [textwrap.fill(_clean(sentence), 110, break_on_hyphens=False) for sentence in sentences]
+
+
+def _comparison_notes(table: Table, comparison: Comparison) -> list[str]:
+    order = order_note(comparison, table.has_paper)
+    return [*pair_notes(comparison), *([order] if order else [])]
+
+
+def markdown(plan: Plan, table: Table, comparison: Comparison | None = None) -> str:
     """The table for a document: ours, the paper's and the difference in one cell."""
     head = ["row", *table.columns, *table.metrics, "state"]
     lines = [f"# {_escaped(plan.title)}", "", f"Sweep `{plan.key}`. Ours / paper / difference, in percent.", ""]
@@ -56,7 +83,14 @@ def markdown(plan: Plan, table: Table) -> str:
         state = row.state + (f" ({row.detail})" if row.detail else "")
         shown = [row.show.get(column, "") for column in table.columns]
         lines.append(_line([_escaped(text) for text in (row.name, *shown)] + cells + [_escaped(state)]))
-    lines += ["", *(f"- {_escaped(note)}" for note in notes(plan, table)), "", "Made by", "", f"    {plan.command}"]
+    lines += ["", *(f"- {_escaped(note)}" for note in notes(plan, table)), ""]
+    if comparison is not None and comparison.pairs:
+        lines += ["## Compared", "", _line(HEAD), _line(["---" if name in TEXT else "---:" for name in HEAD])]
+        lines += [_line([_escaped(cell) for cell in pair_cells(pair)]) for pair in comparison.pairs]
+        lines += [""]
+    if comparison is not None and (said := _comparison_notes(table, comparison)):
+        lines += [*(f"- {_escaped(note)}" for note in said), ""]
+    lines += ["Made by", "", f"    {plan.command}"]
     return "\n".join(lines) + "\n"
 
 

@@ -46,7 +46,7 @@ class Agreement:
     paper_again_interval: tuple[float, float] | None
     """Where 95 % of such runs lie."""
     deviation: float
-    """AP between seeds that was used."""
+    """AP between seeds that the paper's figures are taken to have."""
     assumed: bool
     """Whether it is assumed, for want of results."""
 
@@ -56,13 +56,15 @@ def ordering(
     paper: Mapping[str, float],
     *,
     assumed: float = ASSUMED_DEVIATION[1],
+    papers_deviation: float | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Agreement:
     """Compares the order of the rows of ``results`` with that of ``paper`` (AP by row), both in percent.
 
     Rows without a result or without a figure of the paper are left out. Rows that collapsed have their place in the
-    order, and no part in the deviation. Deterministic for a ``seed``.
+    order, and no part in the deviation. ``papers_deviation`` is what the paper's figures vary by, where ours are of
+    other data or another model; None takes that of ours. Deterministic for a ``seed``.
     """
     table = fit(results)
     fallen = collapsed(results)
@@ -88,11 +90,12 @@ def ordering(
             interval = _middle(tau_b(_true(effects, covariance, noise, apart, generator, figures), figures))[1]
     fallen_there = collapsed({row: {0: paper[row]} for row in rows})
     apart = np.array([row in fallen_there for row in rows], dtype=bool)
-    noise = np.full(draws, between)
-    again = _true(figures, np.eye(len(rows)), noise, apart, generator)
-    again += generator.normal(0.0, between, again.shape)
+    theirs = between if papers_deviation is None else papers_deviation
+    again = _true(figures, np.eye(len(rows)), np.full(draws, theirs), apart, generator)
+    again += generator.normal(0.0, theirs, again.shape)
     median, around = _middle(tau_b(again, figures))
-    return Agreement(rows, tau, interval, median, around, between, not known)
+    assumed_theirs = not known or papers_deviation is not None
+    return Agreement(rows, tau, interval, median, around, theirs, assumed_theirs)
 
 
 def _true(

@@ -58,8 +58,9 @@ class Size:
     within_noise: bool
     """Whether the paper's difference is smaller than that: within the paper's own noise."""
     verdict: str | None
-    """``as the paper's``, ``smaller`` or ``larger`` (in the paper's direction); None without a difference of ours.
-    Ours has an error of its own, so it may lie outside ``paper_range`` by as much and still be as the paper's."""
+    """``as the paper's``, ``smaller`` or ``larger`` (in the paper's direction); None without a difference of ours, or
+    where ours is of something else. Ours has an error of its own, so it may lie outside ``paper_range`` by as much and
+    still be as the paper's."""
     assumed: bool
     """Whether the deviation is assumed, for want of results."""
 
@@ -104,7 +105,9 @@ def judge(
     paper: Mapping[str, float],
     *,
     looks: Sequence[float] = (),
-    labels: Labels = REPRODUCTION,
+    seeds: float | None = None,
+    labels: Labels | Mapping[tuple[str, str], Labels] = REPRODUCTION,
+    others: int = 0,
     same_training: Mapping[str, str] | None = None,
     assumed: tuple[float, float] = ASSUMED_DEVIATION,
     alpha: float = ALPHA,
@@ -112,10 +115,13 @@ def judge(
     """Judges each of ``pairs`` from all rows of ``results``, which has an entry for each row, empty or not.
 
     ``paper`` is the paper's AP by row, as far as it has any. ``looks`` are the earlier looks at this table, each as
-    what ``seeds_per_row`` gave then of the rows that aren't in ``same_training``. That names, for a row that is another
-    row's training under a second name, that other row. ``assumed`` stands for the deviation as long as there is no
-    estimate. Rows that collapsed (``variance.collapsed``) are left out of the common deviation; a pair with one is
-    judged by its own differences alone. Raises ValueError on rows without an entry and on an AP that isn't finite.
+    the number of seeds a row then, and ``seeds`` is that of this one: None takes what ``seeds_per_row`` gives of the
+    rows that aren't in ``same_training``. That names, for a row that is another row's training under a second name,
+    that other row. ``labels`` may differ by pair. ``others`` pairs of the table count in m without being judged here.
+    ``assumed`` stands for the deviation as long as there is no estimate, and for the paper's own noise where the labels
+    say that ours is of something else: then sizes aren't compared, either. Rows that collapsed
+    (``variance.collapsed``) are left out of the common deviation; a pair with one is judged by its own differences
+    alone. Raises ValueError on rows without an entry and on an AP that isn't finite.
     """
     same = same_training or {}
     for row in (row for pair in pairs for row in pair):
@@ -127,21 +133,24 @@ def judge(
     distinct = {row: cells for row, cells in results.items() if same.get(row, row) == row}
     fallen = collapsed(distinct)
     table = fit(distinct, [row for row in distinct if row not in fallen])
-    now = seeds_per_row(distinct)
+    now = seeds_per_row(distinct) if seeds is None else seeds
     level = look_level(now, looks, alpha)
     single = [_evidence(distinct, table, fallen, same.get(one, one), same.get(two, two)) for one, two in pairs]
-    adjusted = [min(1.0, p * alpha / level) if level > 0 else 1.0 for p in holm([pair.p for pair in single])]
+    ordered = holm([*(pair.p for pair in single), *[None] * others])[: len(single)]
+    adjusted = [min(1.0, p * alpha / level) if level > 0 else 1.0 for p in ordered]
     found = []
     for (first, second), pair, p in zip(pairs, single, adjusted, strict=True):
+        called = labels if isinstance(labels, Labels) else labels[first, second]
         known = first in paper and second in paper
         stated = round(paper[first] - paper[second], 9) if known else None
         shown = pair.difference is not None and pair.p is not None and p <= alpha
-        verdict = _label(pair.difference or 0.0, stated, labels) if shown else CANT_TELL
+        verdict = _label(pair.difference or 0.0, stated, called) if shown else CANT_TELL
         more = None
         if not shown and stated and pair.rows > 1:
             deviation, ends = pair.deviation_or(assumed)
             after = [*looks, now]
-            needed = seed_range(stated, deviation, ends, rows=pair.rows, pairs=len(pairs), looks=after, alpha=alpha)
+            m = len(pairs) + others
+            needed = seed_range(stated, deviation, ends, rows=pair.rows, pairs=m, looks=after, alpha=alpha)
             more = SeedRange(
                 *(None if n is None else n - math.floor(now) for n in (needed.about, needed.lowest, needed.highest))
             )
@@ -160,7 +169,7 @@ def judge(
                 p_adjusted=p,
                 verdict=verdict,
                 more_seeds=more,
-                size=None if stated is None else _size(pair, stated, table.between_seeds, assumed[1]),
+                size=None if stated is None else _size(pair, stated, table, assumed[1], called),
                 reason=pair.reason,
             )
         )
@@ -187,16 +196,17 @@ def holm(p: Sequence[float | None]) -> list[float]:
     return adjusted
 
 
-def sentence(judgement: Judgement) -> str:
-    """The verdict in words: ``reproduced``, or ``can't tell: about 3 more seeds at 80 % power (1 to 12)``."""
-    more = judgement.more_seeds
+def sentence(judgement: Judgement, where: str = "") -> str:
+    """The verdict in words: ``reproduced``, or ``can't tell: about 3 more seeds at 80 % power (1 to 12)``; ``where`` it
+    is said of, if not of the paper's own recipe: ``same direction on generated images``."""
+    more, verdict = judgement.more_seeds, f"{judgement.verdict} on {where}" if where else judgement.verdict
     if judgement.verdict != CANT_TELL or more is None:
-        return judgement.verdict
+        return verdict
     if more.about is None:
-        return f"{CANT_TELL}: more seeds than anyone runs, for a difference like the paper's"
+        return f"{verdict}: more seeds than anyone runs, for a difference like the paper's"
     ends = f"{more.lowest} or far more" if more.highest is None else f"{more.lowest} to {more.highest}"
     seeds = "seed" if more.about == 1 else "seeds"
-    return f"{CANT_TELL}: about {more.about} more {seeds} at 80 % power ({ends})"
+    return f"{verdict}: about {more.about} more {seeds} at 80 % power ({ends})"
 
 
 @dataclass(frozen=True)
@@ -259,12 +269,14 @@ def _label(difference: float, paper: float | None, labels: Labels) -> str:
     return labels.same if difference * paper > 0 else labels.opposite
 
 
-def _size(pair: _Evidence, paper: float, between_seeds: float | None, assumed: float) -> Size:
+def _size(pair: _Evidence, paper: float, table: Fit, assumed: float, labels: Labels) -> Size:
+    # The noise of other data or of another model is not the paper's.
+    between_seeds = table.between_seeds if labels == REPRODUCTION else None
     known = between_seeds is not None and between_seeds >= TINY
     deviation = between_seeds if known and between_seeds is not None else assumed
     half = 1.96 * math.sqrt(2) * deviation
     verdict = None
-    if pair.difference is not None:
+    if pair.difference is not None and labels == REPRODUCTION:
         # Without a standard error ours is a single seed, and as good as the paper's.
         error = math.sqrt(2) * deviation if pair.error is None else pair.error
         if abs(pair.difference - paper) <= math.hypot(half, 1.96 * error):

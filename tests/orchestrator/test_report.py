@@ -263,7 +263,7 @@ def test_long_journals_are_thinned_to_what_can_be_seen(plan: Plan) -> None:
 
 def test_the_report_is_written_whole(plan: Plan) -> None:
     paths = write_report(plan, MemoryLedger())
-    assert sorted(paths) == ["report.html", "report.md", "table.csv"]
+    assert sorted(paths) == ["pairs.csv", "report.html", "report.md", "table.csv"]
     assert sorted(path.name for path in plan.folder.iterdir()) == sorted(paths)
     for path in paths.values():
         assert path.stat().st_size > 100

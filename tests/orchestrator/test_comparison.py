@@ -1,0 +1,369 @@
+"""What the report says of pairs of rows, from results that are stated by hand: verdicts, looks, images and order."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.comparison import Comparison, compare
+from orchestrator.plan import Plan, make_plan
+from orchestrator.report import terminal_table, write_report
+from orchestrator.report.page import page
+from orchestrator.report.pairs import documents, looks_document, order_note, pair_cells, pair_notes
+from orchestrator.report.table import make_table
+from orchestrator.report.text import markdown
+from orchestrator.request import SweepRequest
+from orchestrator.resampling import Resampled
+from tests.orchestrator.tables import BASE, MemoryLedger, write_data, write_table
+
+TABLE = """\
+name: tiny
+title: A tiny table
+base: small
+rows:
+  - {name: plain, set: {model.assigner.predicted_weight: 0}, paper: {AP: 39.0}}
+  - {name: half, set: {model.assigner.predicted_weight: 0.5}, paper: {AP: 39.1}}
+  - {name: both, set: {model.assigner.predicted_weight: 1}, paper: {AP: 41.0}}
+  - {name: up, set: {model.assigner.predicted_weight: up}}
+compare: [[both, plain], [half, plain], [up, plain]]
+seeds: [0, 1, 2]
+"""
+AP = {"plain": (30.0, 30.3, 30.1), "half": (30.1, 30.2, 30.3), "both": (32.1, 32.2, 32.3), "up": (30.0, 30.2, 30.4)}
+
+
+def plan_of(folder: Path, table: str = TABLE, **options: object) -> Plan:
+    write_data(folder / "data", splits=("train", "val", "elsewhere"))
+    path = write_table(folder, table, base=BASE + f"data.root: {folder / 'data'}\n")
+    return make_plan(SweepRequest(str(path), storage=str(folder / "storage"), **options))  # type: ignore[arg-type]
+
+
+def finished(plan: Plan, figures: dict[str, tuple[float, ...]] = AP) -> MemoryLedger:
+    ledger = MemoryLedger()
+    seeds = tuple(dict.fromkeys(row.seed for row in plan.rows))
+    for row in plan.row_names:
+        for seed in seeds:
+            ledger.state(plan, row, "finished", seed=seed, AP=figures[row][seed % 3])
+    return ledger
+
+
+def verdicts(comparison: Comparison) -> dict[str, str]:
+    return {pair.name: pair.judgement.verdict if pair.judgement else pair.verdict for pair in comparison.pairs}
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return plan_of(tmp_path)
+
+
+def test_a_difference_is_paired_by_seed_and_judged_beside_the_papers(plan: Plan) -> None:
+    comparison = compare(plan, finished(plan))
+    both, half, up = comparison.pairs
+    assert both.judgement is not None
+    # (2.1 + 1.9 + 2.2) / 3
+    assert both.judgement.difference == pytest.approx(6.2 / 3)
+    assert both.judgement.interval is not None
+    assert both.judgement.interval[0] < 6.2 / 3 < both.judgement.interval[1]
+    assert both.verdict == "reproduced"
+    assert both.where == ""
+    assert half.verdict.startswith("can't tell: ")
+    assert up.verdict == "can't tell"
+    assert half.judgement is not None
+    assert half.judgement.size is not None
+    assert half.judgement.size.within_noise
+    assert "within the paper's own noise" in pair_cells(half)[6]
+    assert "beyond the paper's own noise" in pair_cells(both)[6]
+    assert pair_cells(up)[5:7] == ["–", "–"]
+
+
+def test_the_opposite_is_contradicted(plan: Plan) -> None:
+    found = compare(plan, finished(plan, AP | {"both": (28.0, 28.3, 28.1)}))
+    assert found.pairs[0].verdict == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("setting", "key", "model"),
+    [
+        ("schedule.iterations=7", "schedule.iterations", "atss r18"),
+        ("model.backbone=r34", "model.backbone", "atss r34"),
+        ("schedule.precision=bfloat16", "schedule.precision", "atss r18"),
+        ("model.weights=imagenet", "model.weights", "atss r18"),
+        ("data.train=elsewhere", "data.train", "atss r18"),
+        ("model.postprocess.max_detections=7", "model.postprocess.max_detections", "atss r18"),
+    ],
+)
+def test_elsewhere_nothing_is_reproduced_or_contradicted(tmp_path: Path, setting: str, key: str, model: str) -> None:
+    plan = plan_of(tmp_path, set=(setting,))
+    ledger = finished(plan)
+    both = compare(plan, ledger).pairs[0]
+    assert both.verdict.startswith("same direction on data (")
+    assert both.verdict.endswith(f"with {model}")
+    assert both.other == (key,)
+    assert both.judgement is not None
+    assert both.judgement.size is not None
+    # Of other data or another model a size is no measure of the paper's.
+    assert both.judgement.size.verdict is None
+    assert both.judgement.size.assumed
+    text = markdown(plan, make_table(plan, ledger), compare(plan, ledger))
+    assert key.replace("_", "\\_") in text
+    for line in text.splitlines():
+        assert not line.startswith("|") or ("reproduced" not in line and "contradicted" not in line)
+    ledger = finished(plan, AP | {"both": (28.0, 28.3, 28.1)})
+    assert compare(plan, ledger).pairs[0].verdict.startswith("opposite on data (")
+
+
+def test_generated_images_are_named(tmp_path: Path) -> None:
+    sets = tuple(f"data.generated.{value}" for value in ("train_images=2", "val_images=1", "long_side=128"))
+    plan = plan_of(tmp_path, set=sets)
+    both = compare(plan, finished(plan)).pairs[0]
+    assert both.verdict == "same direction on generated images with atss r18"
+    assert "data.generated" in both.other
+
+
+def test_a_folder_whose_splits_are_called_as_cocos_is_not_coco(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", splits=("train2017", "val2017"))
+    base = (
+        BASE.replace("train: train, val: val", "train: train2017, val: val2017") + f"data.root: {tmp_path / 'data'}\n"
+    )
+    path = write_table(tmp_path, TABLE, base=base)
+    plan = make_plan(SweepRequest(str(path), storage=str(tmp_path / "storage")))
+    both = compare(plan, finished(plan)).pairs[0]
+    assert both.other == ("data.root",)
+    assert both.verdict == "same direction on data (train2017, 2 images) with atss r18"
+    facts = plan.rows[0].train
+    assert facts is not None
+    coco = [
+        replace(
+            row,
+            train=replace(facts, images=118_287, categories=tuple((n, str(n)) for n in range(80))),
+            val=replace(facts, split="val2017", images=5_000, categories=tuple((n, str(n)) for n in range(80))),
+        )
+        for row in plan.rows
+    ]
+    plan = replace(plan, rows=tuple(coco))
+    assert compare(plan, finished(plan)).pairs[0].verdict == "reproduced"
+
+
+def test_with_one_seed_nothing_can_be_told(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, seeds=(0,))
+    ledger = finished(plan, AP | {"both": (90.0, 90.0, 90.0)})
+    comparison = compare(plan, ledger)
+    assert set(verdicts(comparison).values()) == {"can't tell"}
+    assert all(pair.judgement and pair.judgement.interval is None for pair in comparison.pairs)
+    assert not comparison.look
+    write_report(plan, ledger)
+    assert ledger.seen == []
+    assert pair_cells(comparison.pairs[2])[4] == "can't tell (one seed)"
+
+
+def test_no_verdict_before_all_planned_trainings_are_finished(plan: Plan) -> None:
+    ledger = finished(plan)
+    ledger.state(plan, "up", "failed", seed=2, error="the loss is not finite")
+    comparison = compare(plan, ledger)
+    assert set(verdicts(comparison).values()) == {"can't tell"}
+    assert comparison.pairs[0].judgement is not None
+    assert comparison.pairs[0].judgement.interval is not None
+    assert any("1 of 12 planned trainings is not finished" in note for note in pair_notes(comparison))
+    write_report(plan, ledger)
+    assert ledger.seen == []
+
+
+def test_rows_without_results_and_undefined_figures_are_shown_as_such(plan: Plan) -> None:
+    ledger = MemoryLedger()
+    comparison = compare(plan, ledger)
+    assert pair_cells(comparison.pairs[0])[:4] == ["both − plain", "0", "–", "–"]
+    assert documents(comparison)[0]["difference"] is None
+    ledger = finished(plan)
+    for seed in (0, 1, 2):
+        ledger.state(plan, "up", "finished", seed=seed, AP=None)
+    comparison = compare(plan, ledger)
+    assert comparison.pairs[0].verdict == "reproduced"
+    assert pair_cells(comparison.pairs[2])[:5] == [
+        "up − plain",
+        "0",
+        "–",
+        "–",
+        "can't tell (no seed links the two rows yet)",
+    ]
+
+
+def test_rows_of_different_data_are_not_compared(tmp_path: Path) -> None:
+    table = TABLE.replace("{name: half, set: {", "{name: half, set: {data.train: elsewhere, ")
+    plan_of(tmp_path, table)
+    path = tmp_path / "data" / "annotations" / "elsewhere.json"
+    path.write_text(path.read_text().replace('"area": 600', '"area": 599'))
+    plan = make_plan(SweepRequest(str(tmp_path / "tiny.yaml"), storage=str(tmp_path / "storage")))
+    comparison = compare(plan, finished(plan))
+    both, half, _ = comparison.pairs
+    assert both.verdict == "reproduced"
+    assert half.judgement is None
+    assert half.refused.startswith(
+        "trained on different data: half on elsewhere of data (2 images), plain on train of data"
+    )
+    entry = documents(comparison)[1]
+    assert (entry["verdict"], entry["reason"], entry["difference"]) == ("not compared", half.refused, None)
+    assert "not compared: trained on different data" in terminal_table(plan, finished(plan))
+    # What was trained on other data takes no part in the deviation of the others.
+    assert both.judgement is not None
+    assert both.judgement.df == 4
+
+
+def test_two_names_of_one_training_count_once(tmp_path: Path) -> None:
+    table = TABLE.replace("compare:", "  - {name: again, set: {model.assigner.predicted_weight: 1}}\ncompare:")
+    plan = plan_of(tmp_path, table.replace("[up, plain]", "[again, both]"))
+    comparison = compare(plan, finished(plan, AP | {"again": AP["both"]}))
+    both, _, again = comparison.pairs
+    assert both.judgement is not None
+    assert both.judgement.df == 6
+    assert again.judgement is not None
+    assert (again.judgement.difference, again.judgement.reason) == (0.0, "the two rows are one training")
+
+
+def test_pairs_of_rows_that_are_not_selected_count_in_the_adjustment(tmp_path: Path) -> None:
+    whole = plan_of(tmp_path, only=("plain", "both"))
+    ledger = finished(whole)
+    alone = replace(whole, pairs=1)
+    one, three = (compare(plan, ledger).pairs[0].judgement for plan in (alone, whole))
+    assert one is not None
+    assert three is not None
+    assert three.p_adjusted == pytest.approx(3 * one.p_adjusted)
+
+
+def test_a_look_is_remembered_once_and_leaves_less_to_the_next(tmp_path: Path) -> None:
+    first = plan_of(tmp_path, seeds=(0, 1))
+    ledger = finished(first)
+    assert ledger.seen == []
+    write_report(first, ledger)
+    write_report(first, ledger)
+    assert ledger.seen == [(0, 1)]
+    second = plan_of(tmp_path, seeds=(0, 1, 2))
+    fresh, later = finished(second), finished(second)
+    later.seen = [(0, 1)]
+    p_fresh, p_later = (compare(second, ledger).pairs[0].judgement for ledger in (fresh, later))
+    assert p_fresh is not None
+    assert p_later is not None
+    # Of 0.05: 2/3 after three seeds, of which 1/2 was gone after two; 2/3 - 1/2 = 1/6.
+    assert p_later.p_adjusted == pytest.approx(4 * p_fresh.p_adjusted)
+    write_report(second, later)
+    assert later.seen == [(0, 1), (0, 1, 2)]
+    comparison = compare(second, later)
+    assert any("looked at 2 times (at 2, 3 seeds)" in note for note in pair_notes(comparison))
+    assert [look["level"] for look in looks_document(comparison)] == pytest.approx([0.05 / 2, 0.05 / 6])
+    # The first look once more has its own level again.
+    again = compare(first, later)
+    assert not again.withheld
+    assert looks_document(again) == looks_document(comparison)
+
+
+def test_seeds_that_were_seen_can_not_be_left_out(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, seeds=(1, 2, 3))
+    ledger = finished(plan)
+    ledger.seen = [(0, 1)]
+    comparison = compare(plan, ledger)
+    assert set(verdicts(comparison).values()) == {"can't tell"}
+    assert "an earlier look had the seeds 0, too" in comparison.withheld
+
+
+def with_images(plan: Plan, ledger: MemoryLedger, *, spread: float = 0.5, without: tuple[int, ...] = ()) -> None:
+    generator = np.random.default_rng(0)
+    luck = generator.normal(0, 2, 1000)
+    for number, row in enumerate(plan.rows):
+        own = np.random.default_rng(number + 1).normal(0, spread, 1000)
+        ap = AP[row.row][row.seed % 3] + luck + own
+        ledger.resamples[row.identity] = Resampled(ap, 500, without, "same")
+
+
+def test_uncertainty_from_the_images_stands_beside_that_from_seeds(tmp_path: Path) -> None:
+    single = plan_of(tmp_path, seeds=(0,))
+    ledger = finished(single)
+    with_images(single, ledger)
+    both = compare(single, ledger).pairs[0]
+    assert both.images is not None
+    assert both.images.images is not None
+    # What the images do to both rows alike is gone; two independent parts of 0.5 are left.
+    low, high = both.images.images
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 * 2**0.5, rel=0.1)
+    assert both.images.both is None
+    several = plan_of(tmp_path, seeds=(0, 1, 2))
+    ledger = finished(several)
+    with_images(several, ledger, spread=0.1)
+    comparison = compare(several, ledger)
+    both = comparison.pairs[0]
+    assert both.images is not None
+    assert both.images.images is not None
+    assert both.images.both is not None
+    low, high = both.images.images
+    assert high - low == pytest.approx(2 * 1.96 * 0.1 * (2 / 3) ** 0.5, rel=0.1)
+    assert both.images.both[0] < low < high < both.images.both[1]
+    entry = documents(comparison)[0]
+    assert entry["interval_images"] == [low, high]
+    text = page(several, make_table(several, ledger), ledger, comparison)
+    assert "from these images only" in text
+
+
+def test_missing_matches_and_undefined_classes_are_said(plan: Plan) -> None:
+    ledger = finished(plan)
+    comparison = compare(plan, ledger)
+    assert comparison.pairs[0].images is None
+    assert any("No interval from the images" in note and "detections" in note for note in pair_notes(comparison))
+    with_images(plan, ledger, without=(7,))
+    comparison = compare(plan, ledger)
+    assert any(note.endswith("has a box of them: dog.") for note in pair_notes(comparison))
+    for row in plan.rows:
+        ledger.resamples[row.identity] = replace(ledger.resamples[row.identity], ap=np.full(1000, np.nan))
+    assert compare(plan, ledger).pairs[0].images_missing == "AP is undefined on most resamples of the images"
+
+
+def test_the_order_is_compared_with_the_papers_and_with_a_second_run_of_it(plan: Plan, tmp_path: Path) -> None:
+    comparison = compare(plan, finished(plan))
+    assert comparison.agreement is not None
+    assert comparison.agreement.rows == ("plain", "half", "both")
+    # Means 30.13, 30.2 and 32.2 stand in the paper's order.
+    assert comparison.agreement.tau == 1.0
+    note = order_note(comparison, has_paper=True)
+    assert note is not None
+    assert note.startswith("Order of the 3 rows that have both figures: Kendall's tau with the paper 1.00; ")
+    assert "A second run of the paper would reach" in note
+    other = plan_of(tmp_path / "other", set=("schedule.iterations=7",))
+    comparison = compare(other, finished(other))
+    assert "on data (train, 2 images) with atss r18" in str(order_note(comparison, has_paper=True))
+    assert comparison.agreement is not None
+    assert (comparison.agreement.deviation, comparison.agreement.assumed) == (0.25, True)
+    nothing = compare(plan, MemoryLedger())
+    assert nothing.agreement is None
+    assert "can't be compared" in str(order_note(nothing, has_paper=True))
+    assert order_note(nothing, has_paper=False) is None
+
+
+def test_names_are_escaped_and_every_form_has_the_pairs(plan: Plan) -> None:
+    attack = '<script>alert("x")</script>|\x1b[31m'
+    evil = replace(
+        plan,
+        rows=tuple(replace(row, row=attack) if row.row == "both" else row for row in plan.rows),
+        compare=((attack, "plain"), ("half", "plain"), ("gone", "plain")),
+    )
+    ledger = finished(evil, AP | {attack: AP["both"]})
+    paths = write_report(evil, ledger)
+    text = paths["report.html"].read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert "<script" not in paths["report.md"].read_text().split("Made by")[0]
+    assert "\x1b" not in terminal_table(evil, ledger)
+    lines = list(csv.DictReader(io.StringIO(paths["pairs.csv"].read_text())))
+    assert [(line["first"], line["n"], line["verdict"]) for line in lines] == [
+        (attack, "3", "reproduced"),
+        ("half", "3", "can't tell"),
+    ]
+    assert float(lines[0]["interval_low"]) < float(lines[0]["difference"]) < float(lines[0]["interval_high"])
+    assert lines[1]["interval_images_low"] == ""
+
+
+def test_a_table_that_compares_nothing_has_no_pairs(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, TABLE.replace("compare: [[both, plain], [half, plain], [up, plain]]\n", ""))
+    ledger = finished(plan)
+    assert sorted(write_report(plan, ledger)) == ["report.html", "report.md", "table.csv"]
+    assert ledger.seen == []
