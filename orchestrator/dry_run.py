@@ -11,6 +11,7 @@ from detector.document import listed
 from detector.keys import flat
 from orchestrator.history import MOST
 from orchestrator.plan import Plan, PlannedRow
+from orchestrator.prospects import prospect_lines, prospects
 from orchestrator.results import Results
 
 
@@ -20,6 +21,7 @@ def describe(plan: Plan, ledger: Results) -> str:
     lines += _rows(plan, ledger)
     lines += ["", *_changes(plan), *_trainings(plan, ledger)]
     lines += ["", *_needs(plan)]
+    lines += _prospects(plan, ledger)
     lines += [
         "",
         *_common(plan),
@@ -134,6 +136,17 @@ def _need(config: TrainingConfig) -> str:
         f"training: {workers}, {cores}, {gpus}; {schedule.max_iterations:,} iterations of "
         f"{schedule.batch_size} images in {schedule.precision}"
     )
+
+
+def _prospects(plan: Plan, ledger: Results) -> list[str]:
+    """What the planned seeds can show of each pair that is compared."""
+    found = []
+    for index, line in enumerate(prospect_lines(prospects(plan, ledger))):
+        start = "compare   " if index == 0 else " " * 10
+        found += textwrap.wrap(
+            line, 110, initial_indent=start, subsequent_indent=" " * 12, break_on_hyphens=False, break_long_words=False
+        )
+    return ["", *found] if found else []
 
 
 def _common(plan: Plan) -> list[str]:

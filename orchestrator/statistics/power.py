@@ -120,13 +120,16 @@ def forecast(
     seeds: int,
     looks: Sequence[float] = (),
     deviations: tuple[float, float] = ASSUMED_DEVIATION,
+    others: int = 0,
     alpha: float = ALPHA,
 ) -> list[Forecast]:
     """What ``seeds`` planned seeds of ``rows`` rows can show of each of ``pairs``.
 
     ``paper`` has the paper's AP by row, as far as it has figures; ``deviations`` is the least and the greatest assumed.
+    ``others`` pairs of the table count in the adjustment without being asked for.
     """
-    level = look_level(seeds, looks, alpha) / max(1, len(pairs))
+    m = len(pairs) + others
+    level = look_level(seeds, looks, alpha) / max(1, m)
     found = []
     for first, second in pairs:
         ends = [smallest_difference(deviation, seeds=seeds, rows=rows, level=level) for deviation in deviations]
@@ -136,9 +139,7 @@ def forecast(
         needed = (
             None
             if not stated
-            else seed_range(
-                stated, sum(deviations) / 2, deviations, rows=rows, pairs=len(pairs), looks=looks, alpha=alpha
-            )
+            else seed_range(stated, sum(deviations) / 2, deviations, rows=rows, pairs=m, looks=looks, alpha=alpha)
         )
         found.append(Forecast(first, second, smallest, stated, needed))
     return found

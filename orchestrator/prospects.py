@@ -1,0 +1,137 @@
+"""What the planned seeds can show of each pair that a sweep compares, before they are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.comparison import data_of, paper_of, planned_cells, same_training
+from orchestrator.departures import data_name, other_than_paper
+from orchestrator.looks import before
+from orchestrator.plan import Plan
+from orchestrator.results import Results
+from orchestrator.statistics.power import ASSUMED_DEVIATION, Forecast, SeedRange, forecast
+from orchestrator.statistics.variance import collapsed, deviation_range, fit
+
+
+@dataclass(frozen=True)
+class Prospects:
+    """Of a whole table."""
+
+    pairs: tuple[Forecast, ...]
+    """Of the pairs whose rows have the same data."""
+    apart: tuple[tuple[str, str], ...]
+    """Pairs that are never compared: their rows have different data."""
+    seeds: int
+    """Planned a row."""
+    deviations: tuple[float, float]
+    """AP between seeds, as a range."""
+    measured: int
+    """Degrees of freedom of that; 0: it is assumed."""
+    elsewhere: str
+    """The data, where they, or the model, aren't the paper's."""
+
+
+def prospects(plan: Plan, ledger: Results) -> Prospects:
+    """What can be said now: by the deviation that the ledger's results have, or by an assumed one."""
+    cells, _ = planned_cells(plan, ledger)
+    first = {row.row: row for row in reversed(plan.rows)}
+    seeds = tuple(dict.fromkeys(row.seed for row in plan.rows))
+    pairs = [pair for pair in plan.compare if set(pair) <= first.keys()]
+    looks = [len(look) for look in before(ledger.looks(plan.key), seeds)] if pairs else []
+    found: dict[tuple[str, str], Forecast] = {}
+    deviations, measured = ASSUMED_DEVIATION, 0
+    for data in dict.fromkeys(map(data_of, first.values())):
+        rows = {name for name, row in first.items() if data_of(row) == data}
+        group = [pair for pair in pairs if set(pair) <= rows]
+        if not group:
+            continue
+        again = same_training(plan, rows)
+        known = {name: cells[name] for name in plan.row_names if name in rows and name not in again}
+        fallen = collapsed(known)
+        table = fit(known, [name for name in known if name not in fallen])
+        if table.deviation and table.df > measured:
+            deviations, measured = deviation_range(table.deviation, table.df), table.df
+        told = forecast(
+            group,
+            paper_of(first[name] for name in rows),
+            rows=len(known),
+            seeds=len(seeds),
+            looks=looks,
+            deviations=deviation_range(table.deviation, table.df) if table.deviation else ASSUMED_DEVIATION,
+            others=max(plan.pairs, len(plan.compare)) - len(group),
+        )
+        found |= zip(group, told, strict=True)
+    other = [row for row in first.values() if other_than_paper(row)]
+    return Prospects(
+        pairs=tuple(found[pair] for pair in pairs if pair in found),
+        apart=tuple(pair for pair in pairs if pair not in found),
+        seeds=len(seeds),
+        deviations=deviations,
+        measured=measured,
+        elsewhere=" and ".join(dict.fromkeys(map(data_name, other))),
+    )
+
+
+def prospect_lines(told: Prospects) -> list[str]:
+    """A line a pair, below one that says by what deviation; nothing where no rows are compared."""
+    if not told.pairs and not told.apart:
+        return []
+    low, high = told.deviations
+    by = f"{low:.2f} to {high:.2f} AP between seeds"
+    if told.measured:
+        by += f" (95 % interval, {told.measured} degrees of freedom of what is trained)"
+    else:
+        by += " (assumed, of COCO" + (f"; {told.elsewhere} may vary more)" if told.elsewhere else ")")
+    seeds = f"{told.seeds} seed{'s' * (told.seeds != 1)}"
+    lines = [f"of {seeds}, at 80 % power, by {by}:"]
+    for pair in told.pairs:
+        if pair.smallest is None:
+            shown = f"{seeds} show{'s' * (told.seeds == 1)} nothing"
+        else:
+            shown = f"differences from {_range(*pair.smallest)} AP are shown"
+        lines.append(f"{_name(pair.first, pair.second)}: {shown}; {_needed(pair)}")
+    lines += [f"{_name(*pair)}: never compared, as the rows have different data" for pair in told.apart]
+    return lines
+
+
+def prospect_documents(told: Prospects) -> list[dict[str, Any]]:
+    """One entry a pair, for JSON."""
+    return [
+        {
+            "first": pair.first,
+            "second": pair.second,
+            "seeds": told.seeds,
+            "smallest": None if pair.smallest is None else list(pair.smallest),
+            "paper": pair.paper,
+            "seeds_needed": pair.seeds.about if pair.seeds else None,
+            "seeds_needed_range": [pair.seeds.lowest, pair.seeds.highest] if pair.seeds else None,
+            "deviations": list(told.deviations),
+            "assumed": not told.measured,
+        }
+        for pair in told.pairs
+    ]
+
+
+def _name(first: str, second: str) -> str:
+    return f"{first} \N{MINUS SIGN} {second}"
+
+
+def _needed(pair: Forecast) -> str:
+    if pair.seeds is None:
+        return "the paper's difference isn't known" if pair.paper is None else "the paper has no difference"
+    return f"the paper's {pair.paper:+.2f} would need {_seeds(pair.seeds)}"
+
+
+def _seeds(needed: SeedRange) -> str:
+    if needed.lowest is None:
+        return "more than 1,000 seeds"
+    if needed.highest is None:
+        return f"{needed.lowest} seeds or far more"
+    if needed.lowest == needed.highest:
+        return f"{needed.lowest} seeds"
+    return f"{needed.lowest} to {needed.highest} seeds"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
