@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.comparison import data_of, paper_of, planned_cells, same_training
 from orchestrator.departures import data_name, other_than_paper
@@ -93,24 +92,6 @@ def prospect_lines(told: Prospects) -> list[str]:
         lines.append(f"{_name(pair.first, pair.second)}: {shown}; {_needed(pair)}")
     lines += [f"{_name(*pair)}: never compared, as the rows have different data" for pair in told.apart]
     return lines
-
-
-def prospect_documents(told: Prospects) -> list[dict[str, Any]]:
-    """One entry a pair, for JSON."""
-    return [
-        {
-            "first": pair.first,
-            "second": pair.second,
-            "seeds": told.seeds,
-            "smallest": None if pair.smallest is None else list(pair.smallest),
-            "paper": pair.paper,
-            "seeds_needed": pair.seeds.about if pair.seeds else None,
-            "seeds_needed_range": [pair.seeds.lowest, pair.seeds.highest] if pair.seeds else None,
-            "deviations": list(told.deviations),
-            "assumed": not told.measured,
-        }
-        for pair in told.pairs
-    ]
 
 
 def _name(first: str, second: str) -> str:

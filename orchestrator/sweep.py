@@ -21,7 +21,6 @@ from orchestrator.identity import deciding, digest
 from orchestrator.ledger import Ledger
 from orchestrator.options import Answer, Parser, add_sweep_options, answer, positive, positive_number, sweep_request
 from orchestrator.plan import Plan, make_plan
-from orchestrator.prospects import prospect_documents, prospects
 from orchestrator.report import terminal_table, write_report
 from orchestrator.request import resolve_storage, resolve_tracking_uri
 from orchestrator.results import best, result_rows
@@ -80,8 +79,7 @@ def _sweep(arguments: argparse.Namespace) -> Answer:
     ledger = Ledger(plan.place)
     if arguments.dry_run:
         document = _document(plan, ledger, "dry_run", None, None)
-        pairs = prospect_documents(prospects(plan, ledger))
-        return Answer(0, {**document, "trainings": len(plan.trainings), "pairs": pairs}, describe(plan, ledger))
+        return Answer(0, {**document, "trainings": len(plan.trainings)}, describe(plan, ledger))
     refuse_other_code(plan)
     fetch_initial_weights(plan)
     try_plugins(plan, ledger, fresh=arguments.fresh)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.dry_run import describe
-from orchestrator.prospects import prospect_documents, prospect_lines, prospects
+from orchestrator.prospects import prospect_lines, prospects
 from orchestrator.statistics.looks import look_level
 from orchestrator.statistics.power import power
 from tests.orchestrator.tables import MemoryLedger
@@ -31,9 +31,8 @@ def test_the_smallest_difference_is_shown_with_eighty_percent_power(tmp_path: Pa
     level = look_level(3) / 3
     for difference, deviation in zip(smallest, (0.20, 0.25), strict=True):
         assert power(difference, deviation, seeds=3, rows=4, level=level) == pytest.approx(0.8, abs=1e-3)
-    entry = prospect_documents(told)[0]
-    assert (entry["first"], entry["seeds"], entry["paper"], entry["assumed"]) == ("both", 3, 2.0, True)
-    assert entry["smallest"] == list(smallest)
+    assert told.pairs[0].paper == 2.0
+    assert told.measured == 0
 
 
 def test_what_is_trained_takes_the_place_of_what_is_assumed(tmp_path: Path) -> None:
