@@ -15,6 +15,8 @@ from orchestrator.files import read_json
 from orchestrator.ledger import Ledger
 from orchestrator.plan import PlannedRow, make_plan
 from orchestrator.request import SweepRequest
+from orchestrator.resampling import Resampled
+from orchestrator.trial import _resample
 from orchestrator.worker import Assignment
 from tests.orchestrator.tables import BASE, write_data, write_table
 
@@ -49,7 +51,9 @@ def evaluate(folder: Path, row: PlannedRow, key: str, split: str) -> None:
     assert facts is not None
     config = row.config.model_dump(mode="json")
     job = EvaluationJob(key, split, facts.digest, config, {"split": split})
-    evaluate_training(Assignment(row.identity, str(folder / "storage"), config, {}, (job,), 0.0), job)
+    assignment = Assignment(row.identity, str(folder / "storage"), config, {}, (job,), 0.0)
+    evaluate_training(assignment, job)
+    _resample(assignment, job, Ledger(folder / "storage"))
 
 
 def test_settings_of_the_row_and_not_of_the_model_count(trained: Path) -> None:
@@ -63,6 +67,11 @@ def test_settings_of_the_row_and_not_of_the_model_count(trained: Path) -> None:
         assert record.metrics["AP"] is not None
         found[most] = read_json(record.evaluations[""] / "detections.json")
         assert (record.evaluations[""] / "per_class.json").is_file()
+        # For the report: what it needs of other images, made where the evaluation was.
+        assert (record.evaluations[""] / "matches.npz").is_file()
+        kept = ledger.resampled(row.identity, row.evaluation, "no longer needed")
+        assert isinstance(kept, Resampled)
+        assert kept.images == 2
     assert len(found[1]) == 2  # one in each image
     assert len(found[100]) > 2
 
@@ -75,3 +84,4 @@ def test_a_split_without_annotations_has_detections_and_undefined_figures(traine
     assert record.metrics["test_eval_seconds"] is not None
     assert (record.evaluations["test_"] / "detections.json").is_file()
     assert not (record.evaluations["test_"] / "per_class.json").exists()
+    assert not (record.evaluations["test_"] / "matches.npz").exists()
