@@ -121,7 +121,8 @@ def test_it_ends_with_the_command_that_predicts(trained, root, tmp_path, capsys)
 def test_a_damaged_checkpoint_is_passed_over(trained, root, tmp_path, caplog, name, content, why):
     output = tmp_path / "run"
     shutil.copytree(trained, output)
-    newest = output / "checkpoints" / "step_00000006"
+    store = CheckpointStore(output / "checkpoints", "step_")
+    newest = output / "checkpoints" / store.newest().name
     if content is None:
         (newest / name).unlink()
         (newest / "state.pt").unlink()
@@ -129,8 +130,8 @@ def test_a_damaged_checkpoint_is_passed_over(trained, root, tmp_path, caplog, na
         (newest / name).write_bytes(content)
     (output / "journal.jsonl").open("a").write('{"step": 7, "loss}\n7}\n')
     assert train.main([str(root), *SMALL, "--set", "schedule.iterations=6", "--output", str(output)]) == 0
-    assert f"the checkpoint step_00000006 in {output / 'checkpoints'} is not used: {why}" in caplog.text
-    assert CheckpointStore(output / "checkpoints", "step_").newest().step == 6
+    assert f"the checkpoint {newest.name} in {newest.parent} is not used: {why}" in caplog.text
+    assert store.newest().step == 6
     before, after = (read_steps(folder / "journal.jsonl") for folder in (trained, output))
     assert before == after
 
