@@ -176,7 +176,8 @@ class Ledger:
             if self.fence is not None and holder == sweep and (status.get("fence") or 0) > self.fence.number:
                 raise LeaseLostError(f"the sweep {sweep} was taken over by another driver; this one writes no more")
             newest = journal.last(self._journal(identity, status))
-            end_attempts(status, "lost", at=newest["time"] if newest else 0.0)
+            told = {"at": newest["time"], "step": newest["step"]} if newest else {"at": 0.0}
+            end_attempts(status, "lost", **told)
             status.update(holder=sweep, fence=None if self.fence is None else self.fence.number, error=None)
             status.pop("stopping", None)
             if status["state"] != "finished":
@@ -233,7 +234,7 @@ class Ledger:
         """Success: the model in ``checkpoint`` moves beside the status, then the state changes."""
 
         def change(status: Status) -> Status:
-            end_attempts(status, "finished")
+            end_attempts(status, "finished", step=status["iterations"])
             status.update(state="finished", metrics=metrics, error=None, finished=time.time())
             status.pop("cancelled", None)
             return status
@@ -261,7 +262,9 @@ class Ledger:
 
         def change(status: Status) -> Status:
             if status["state"] in ("pending", "running"):
-                end_attempts(status, "interrupted")
+                # As far as this machine knows: who is told to end has seconds.
+                newest = journal.last(self.place.root / self._journal_key(identity))
+                end_attempts(status, "interrupted", step=newest["step"] if newest else None)
                 status["state"] = "pending"
             status["evaluations"] = {
                 key: one for key, one in evaluations_of(status).items() if one["state"] != "running"

@@ -43,7 +43,7 @@ class AwayError(UnreachableError):
 class _Persistent:
     """MLflow's client, whose requests are tried again for a moment where the server says that it can't now.
 
-    Not the making of a run: it may have been made although the answer said otherwise.
+    Not the making of a run, which ``RunStore.create`` does: it may have been made although the answer said otherwise.
     """
 
     def __init__(self, client: MlflowClient) -> None:
@@ -155,10 +155,27 @@ class RunStore:
         return run.info.run_id
 
     def create(self, name: str, tags: dict[str, str]) -> Run:
-        """A new run of the experiment."""
+        """A new run of the experiment, and the only one with ``tags``.
+
+        A server that answered 429 or 5xx is asked again; a run that it had made all the same goes to MLflow's trash.
+        Where no answer came at all nobody knows how long it may still take: that is the caller's to wait for.
+        """
         with contextlib.suppress(Exception):  # there are hosts without a name for their user
             tags = {**tags, "mlflow.user": getpass.getuser()}
-        return self.client.create_run(self._experiment, run_name=name, tags=tags)
+        for tries, pause in enumerate((*PAUSES_S, None)):
+            try:
+                made = self.client.create_run(self._experiment, run_name=name, tags=tags)
+            except Exception as error:
+                if pause is None or not _chain_has(error, _REFUSED):
+                    raise
+                time.sleep(pause)
+                continue
+            if tries:
+                for other in list(self.search()):
+                    if has(other, tags) and other.info.run_id != made.info.run_id:
+                        self.client.delete_run(other.info.run_id)
+            break
+        return made
 
     def search(self) -> Iterator[Run]:
         """The experiment's runs, the newest first."""
@@ -273,30 +290,33 @@ def has(run: Run, tags: dict[str, str]) -> bool:
     return all(run.data.tags.get(key) == value for key, value in tags.items())
 
 
+_REFUSED = re.compile(r"error code (429|5\d\d)|too many (429|5\d\d)")
+_NO_SUCH_HOST = re.compile(r"Name or service not known|nodename nor servname|NameResolution|getaddrinfo")
+_NO_ANSWER = re.compile(r"ConnectionError|ConnectTimeout|ReadTimeout")
+
+
 def is_away(error: BaseException) -> bool:
     """Whether it may be better in a while: no connection, no answer in time, or one of 429 and 5xx."""
+    if _chain_has(error, _NO_SUCH_HOST):
+        return False
+    no_answer = any(isinstance(link, ConnectionError | TimeoutError) for link in _chain(error))
+    return no_answer or _chain_has(error, _NO_ANSWER) or _chain_has(error, _REFUSED)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
     link: BaseException | None = error
     while link is not None:
-        text = f"{type(link).__name__} {link}"
-        if re.search(r"Name or service not known|nodename nor servname|NameResolution|getaddrinfo", text):
-            return False
+        yield link
         link = link.__cause__ or link.__context__
-    link = error
-    while link is not None:
-        if isinstance(link, ConnectionError | TimeoutError):
-            return True
-        text = f"{type(link).__name__} {link}"
-        if re.search(r"ConnectionError|ConnectTimeout|ReadTimeout|error code (429|5\d\d)|too many (429|5\d\d)", text):
-            return True
-        link = link.__cause__ or link.__context__
-    return False
+
+
+def _chain_has(error: BaseException, pattern: re.Pattern[str]) -> bool:
+    return any(pattern.search(f"{type(link).__name__} {link}") for link in _chain(error))
 
 
 def reason(error: BaseException) -> str:
     """What went wrong, in a few words: of a chain of exceptions the operating system's own, if it is in there."""
-    link: BaseException | None = error
-    while link is not None:
+    for link in _chain(error):
         if isinstance(link, OSError) and link.strerror and link.errno:
             return link.strerror
-        link = link.__cause__ or link.__context__
     return without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__

@@ -202,8 +202,7 @@ class _Pass:
                     supply.check()
         if self._broken is not None:
             raise UnreachableError(
-                f"the cluster stopped scheduling ({' '.join(str(self._broken).split())[:300]}); run the same command "
-                "again to continue"
+                f"the cluster stopped scheduling ({_last_words(self._broken)}); run the same command again to continue"
             )
         for identity, assignment in assignments.items():
             error = self._tune_error.get(identity)
@@ -380,6 +379,12 @@ class _Background:
         self._thread.join()
         if self._error is not None:
             raise self._error
+
+
+def _last_words(error: BaseException) -> str:
+    """What ``error`` says; a task's has a traceback before it."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip()[:300] if lines else type(error).__name__
 
 
 def _interrupted(stop: Interrupted) -> SweepOutcome:

@@ -15,6 +15,7 @@ from PIL import Image
 
 import detector
 from detector import evaluate, predict, train
+from detector.checkpoint_store import CheckpointStore
 from detector.checkpoints import save_model
 from detector.data.synthetic import generate
 from detector.evaluation import FIGURES
@@ -109,25 +110,34 @@ def test_it_ends_with_the_command_that_predicts(trained, root, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "sentence"),
+    ("name", "content", "why"),
     [
-        ("step.json", b"garbage", "is incomplete or damaged (step.json: "),
-        ("step.json", b'{"step": "six"}', "is incomplete or damaged (step.json: step is 'six')"),
-        ("step.json", b"[]", "is incomplete or damaged (step.json: "),
-        ("state.pt", b"garbage", "is incomplete or damaged ("),
-        ("state.pt", b"", "is incomplete or damaged ("),
+        ("step.json", b"garbage", "step.json has 7 bytes instead of"),
+        ("state.pt", b"", "state.pt has 0 bytes instead of"),
+        ("manifest.json", b"{}", "its manifest is damaged"),
+        ("manifest.json", None, "it is incomplete, it has no manifest"),
     ],
 )
-def test_a_damaged_checkpoint_is_one_sentence(trained, root, tmp_path, capsys, name, content, sentence):
+def test_a_damaged_checkpoint_is_passed_over(trained, root, tmp_path, caplog, name, content, why):
     output = tmp_path / "run"
     shutil.copytree(trained, output)
-    (output / "checkpoints" / "step_00000006" / name).write_bytes(content)
+    store = CheckpointStore(output / "checkpoints", "step_")
+    newest = output / "checkpoints" / store.newest().name
+    if content is None:
+        (newest / name).unlink()
+        (newest / "state.pt").unlink()
+    else:
+        (newest / name).write_bytes(content)
     (output / "journal.jsonl").open("a").write('{"step": 7, "loss}\n7}\n')
-    assert train.main([str(root), *SMALL, "--set", "schedule.iterations=6", "--output", str(output)]) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1
-    assert sentence in said[0]
-    assert said[0].endswith("; remove it")
+    assert train.main([str(root), *SMALL, "--set", "schedule.iterations=6", "--output", str(output)]) == 0
+    assert f"the checkpoint {newest.name} in {newest.parent} is not used: {why}" in caplog.text
+    assert store.newest().step == 6
+    before, after = (read_steps(folder / "journal.jsonl") for folder in (trained, output))
+    assert before == after
+
+
+def read_steps(journal):
+    return [json.loads(line)["step"] for line in journal.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("place", ["taken", "taken/run"])

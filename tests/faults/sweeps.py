@@ -132,7 +132,7 @@ class Sweep:
 
 def executed(record: Record) -> int:
     """Iterations of all attempts of a finished training."""
-    return sum(attempt.get("to_step", record.iterations) - attempt["from_step"] for attempt in record.history)
+    return sum(attempt.get("to_step", attempt["from_step"]) - attempt["from_step"] for attempt in record.history)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

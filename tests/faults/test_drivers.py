@@ -112,16 +112,21 @@ def until_training(sweep: Sweep, began: float, attempts: int = 2) -> float:
     return time.monotonic() - began
 
 
-def test_a_killed_driver_is_continued_by_the_same_command(sweep, measured):
-    """Fault 6."""
+def continued_after_loss(sweep: Sweep, *, cluster: bool) -> tuple[int, float]:
+    """Steps wasted, and seconds from the same command again to training, when driver or cluster went at once."""
     process = sweep.start()
     sweep.wait(lambda: begun(sweep), "two checkpoints of each training")
-    lose(process, cluster=False)
+    lose(process, cluster=cluster)
     assert (sweep.storage / "sweeps" / "tiny" / "lease.json").exists()
     began = time.monotonic()
     sweep.start()
     seconds = until_training(sweep, began)
-    wasted = check_continued(sweep, sweep.end(0), killed=1)
+    return check_continued(sweep, sweep.end(0), killed=1), seconds
+
+
+def test_a_killed_driver_is_continued_by_the_same_command(sweep, measured):
+    """Fault 6."""
+    wasted, seconds = continued_after_loss(sweep, cluster=False)
     measured("6: driver killed; two trainings under way", wasted=wasted, seconds=seconds)
 
 
@@ -153,13 +158,7 @@ def finished(sweep: Sweep) -> str | None:
 @pytest.mark.long
 def test_a_new_cluster_continues_what_was_lost_with_the_old_one(sweep, measured):
     """Fault 7: the driver, Ray's head and all workers go at once; only the storage stays."""
-    process = sweep.start()
-    sweep.wait(lambda: begun(sweep), "two checkpoints of each training")
-    lose(process, cluster=True)
-    began = time.monotonic()
-    sweep.start()
-    seconds = until_training(sweep, began)
-    wasted = check_continued(sweep, sweep.end(0), killed=1)
+    wasted, seconds = continued_after_loss(sweep, cluster=True)
     measured("7: cluster lost, a new one", wasted=wasted, seconds=seconds)
 
 

@@ -18,10 +18,9 @@ from detector.checkpoint_store import CheckpointStore, write_manifest
 from detector.errors import UnreachableError
 from orchestrator import journal
 from orchestrator.ledger import Ledger
-from orchestrator.tracking import Tracker
 from tests.faults.servers import FlakyProxy, mlflow_server, postgresql, s3_server
 from tests.faults.sweeps import Sweep, executed
-from tests.faults.test_tracking_server import check_all_there, make_plan, trainings
+from tests.faults.test_tracking_server import check_all_there, make_plan, opened, trainings
 
 pytestmark = pytest.mark.long
 ITERATIONS = 40
@@ -155,15 +154,11 @@ def test_mlflow_on_postgresql_with_files_in_a_bucket(s3, tmp_path):
         plan = make_plan(tmp_path / "storage", url)
         Ledger(plan.storage).prepare()
         with trainings(plan, tmp_path / "results") as (ledger, end):
-            tracker = Tracker(plan, ledger)
-            tracker.connect()
-            tracker.open()
+            tracker = opened(plan, ledger)
             tracker.start()
             time.sleep(4)
             tracker.stop_polling()
-            again = Tracker(plan, ledger)
-            again.connect()
-            again.open()
+            again = opened(plan, ledger)
             again.start()
             time.sleep(2)
             end()

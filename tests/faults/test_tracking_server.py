@@ -98,6 +98,14 @@ class Training(threading.Thread):
         self.ledger.release(self.row.identity)
 
 
+def opened(plan: Plan, ledger: Ledger, patience: float = 0.0, **options: bool) -> Tracker:
+    """A tracker whose parent run is open."""
+    tracker = Tracker(plan, ledger, **options)
+    tracker.connect(patience)
+    tracker.open(patience)
+    return tracker
+
+
 def runs_of(plan: Plan, uri: str):
     """MLflow's parent runs and the children by row, as they are shown to whoever looks."""
     client = MlflowClient(tracking_uri=uri)
@@ -154,9 +162,7 @@ def test_away_at_start_in_the_middle_and_at_the_end(proxy, tmp_path, seconds, me
     plan = make_plan(tmp_path, proxy.url)
     with trainings(plan, tmp_path / "results") as (ledger, end):
         proxy.away_for(seconds)
-        tracker = Tracker(plan, ledger)
-        tracker.connect(tracking.PATIENCE_S)
-        tracker.open(tracking.PATIENCE_S)
+        tracker = opened(plan, ledger, tracking.PATIENCE_S)
         tracker.start()
         time.sleep(3)
         proxy.away_for(seconds)
@@ -188,9 +194,7 @@ def test_bad_answers(proxy, tmp_path, monkeypatch, modes, measured):
     plan = make_plan(tmp_path, proxy.url)
     proxy.mode(*modes)
     with trainings(plan, tmp_path / "results") as (ledger, end):
-        tracker = Tracker(plan, ledger)
-        tracker.connect(60)
-        tracker.open(60)
+        tracker = opened(plan, ledger, 60)
         tracker.start()
         time.sleep(6)
         end()
@@ -227,9 +231,7 @@ def test_states_are_true_also_when_the_server_was_away_as_they_changed(proxy, tm
     with Lease(Ledger(tmp_path).place, plan.key) as lease:
         ledger = Ledger(tmp_path, lease.fence)
         good, bad, stopped = (Training(ledger, plan, row, 0.05) for row in plan.rows[:3])
-        tracker = Tracker(plan, ledger)
-        tracker.connect()
-        tracker.open()
+        tracker = opened(plan, ledger)
         for training in (good, bad, stopped):
             training.start()
         time.sleep(1)
@@ -253,9 +255,7 @@ def test_states_are_true_also_when_the_server_was_away_as_they_changed(proxy, tm
         proxy.back()
     with Lease(Ledger(tmp_path).place, plan.key) as lease:
         # The next command says it.
-        tracker = Tracker(plan, Ledger(tmp_path, lease.fence))
-        tracker.connect()
-        tracker.open()
+        tracker = opened(plan, Ledger(tmp_path, lease.fence))
         assert tracker.finish("KILLED") is None
     _, parents, children = runs_of(plan, proxy.url)
     states = {row: [run.info.status for run in runs] for row, runs in children.items()}
@@ -266,9 +266,7 @@ def test_states_are_true_also_when_the_server_was_away_as_they_changed(proxy, tm
 def test_an_interrupted_sweep_says_so_within_seconds(proxy, tmp_path):
     plan = make_plan(tmp_path, proxy.url)
     with trainings(plan, tmp_path / "results") as (ledger, _):
-        tracker = Tracker(plan, ledger)
-        tracker.connect()
-        tracker.open()
+        tracker = opened(plan, ledger)
         tracker.start()
         time.sleep(5)
         for row in plan.rows:
@@ -283,18 +281,14 @@ def test_an_interrupted_sweep_says_so_within_seconds(proxy, tmp_path):
 def test_a_new_store_gets_from_the_ledger_what_the_old_one_had(proxy, tmp_path):
     plan = make_plan(tmp_path, proxy.url)
     with trainings(plan, tmp_path / "results") as (ledger, end):
-        tracker = Tracker(plan, ledger)
-        tracker.connect()
-        tracker.open()
+        tracker = opened(plan, ledger)
         tracker.start()
         time.sleep(3)
         end()
         tracker.stop_polling()
         assert tracker.finish("FINISHED") is None
         other = f"sqlite:///{tmp_path / 'other.db'}"
-        rebuilt = Tracker(replace(plan, tracking_uri=other), ledger, thorough=True)
-        rebuilt.connect()
-        rebuilt.open()
+        rebuilt = opened(replace(plan, tracking_uri=other), ledger, thorough=True)
         assert rebuilt.finish("FINISHED") is None
     check_all_there(plan, ledger, proxy.url)
     check_all_there(plan, ledger, other)

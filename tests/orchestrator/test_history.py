@@ -14,20 +14,16 @@ from orchestrator.plan import Plan, SweepRequest, make_plan
 from orchestrator.session import SweepOutcome
 from orchestrator.status import main as status_main
 from orchestrator.sweep import main
-from tests.orchestrator.tables import BASE, TABLE, write_data, write_table
+from tests.orchestrator.tables import TABLE
 
 from .test_sweep_cli import finish
 
 
 @pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DETSWEEP_STORAGE", str(tmp_path / "storage"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("DETSWEEP_DATA", raising=False)
-    write_data(tmp_path / "data")
-    path = write_table(tmp_path, base=BASE + f"data.root: {tmp_path / 'data'}\n")
+def table(table: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A table that is run without training."""
     monkeypatch.setattr(session, "run_sweep", run_sweep)
-    return path
+    return table
 
 
 def run_sweep(plan: Plan, *, fresh: bool = False, **_: object) -> SweepOutcome:

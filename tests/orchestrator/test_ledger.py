@@ -111,6 +111,23 @@ def test_a_driver_that_died_leaves_its_training_pending(tmp_path):
     assert ledger.record("a1").history[0]["outcome"] == "lost"
 
 
+def test_every_attempt_says_how_far_it_came(tmp_path):
+    ledger = Ledger(tmp_path)
+    claim(ledger)
+    ledger.started("a1", node="n", from_step=0, hardware={})
+    ledger.append("a1", journal.line(20, "train", {"loss": 1.0}))
+    claim(ledger)  # by the next driver, for the one before it was killed
+    ledger.started("a1", node="n", from_step=15, hardware={})
+    ledger.append("a1", journal.line(30, "train", {"loss": 1.0}))
+    ledger.release("a1")
+    claim(ledger)
+    ledger.started("a1", node="n", from_step=30, hardware={})
+    checkpoint(tmp_path / "ck", 100)
+    ledger.finished("a1", tmp_path / "ck", {"loss": 1.0})
+    steps = [(one["outcome"], one["from_step"], one["to_step"]) for one in ledger.record("a1").history]
+    assert steps == [("lost", 0, 20), ("interrupted", 15, 30), ("finished", 30, 100)]
+
+
 def test_a_live_sweep_keeps_its_trainings_from_another(tmp_path):
     ledger = Ledger(tmp_path)
     with lease.Lease(ledger.sweep("one")):

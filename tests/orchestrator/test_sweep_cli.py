@@ -23,18 +23,8 @@ from orchestrator.session import SweepOutcome
 from orchestrator.status import main as status_main
 from orchestrator.sweep import main
 from orchestrator.sync import main as sync_main
-from tests.orchestrator.tables import BASE, write_data, write_table
 
 HEAVY = ("torch", "torchvision", "ray", "mlflow", "pandas")
-
-
-@pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DETSWEEP_STORAGE", str(tmp_path / "storage"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("DETSWEEP_DATA", raising=False)
-    write_data(tmp_path / "data")
-    return write_table(tmp_path, base=BASE + f"data.root: {tmp_path / 'data'}\n")
 
 
 def run(*words: str) -> tuple[int, str, str]:
