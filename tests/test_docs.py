@@ -33,6 +33,8 @@ KEY = re.compile(rf"(?<![\w.])(?:{'|'.join(section for section in sections() if 
 FILES = (".yaml", ".json", ".jsonl", ".safetensors", ".onnx", ".py", ".db")
 MADE = ("cluster/.env",)
 """Files that a reader makes."""
+THEIRS = ("DeformConv", "HistoryBuffer")
+"""Names that are ONNX's and mmengine's."""
 MODULE = re.compile(r"\b(?:detector|orchestrator)(?:\.[a-z]\w*)+")
 
 both = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -150,6 +152,17 @@ def test_what_is_named_exists(page: Page) -> None:
             assert (PROJECT / text).exists() or text in MADE, f"{page.name}: there is no {text}"
         if re.fullmatch(r"(?:detector|orchestrator)(?:\.\w+)+", text):
             assert _exists(text), f"{page.name}: there is no {text}"
+        if re.fullmatch(r"\$?[A-Z]+_[A-Z_]+|[A-Z][a-z]+[A-Z]\w+", text):
+            known = text in THEIRS or re.search(rf"\b{text.lstrip('$')}\b", _sources())
+            assert known, f"{page.name}: nothing here is called {text}"
+
+
+@cache
+def _sources() -> str:
+    """All that this project's programs and the files that start clusters say."""
+    files = [path for name in ("detector", "orchestrator", "cluster") for path in (PROJECT / name).rglob("*")]
+    kinds = (".py", ".yaml", ".env", "")
+    return "\n".join(path.read_text(encoding="utf-8") for path in files if path.is_file() and path.suffix in kinds)
 
 
 def _check_command(page: Page, text: str) -> None:
@@ -260,6 +273,8 @@ def test_a_command_that_nobody_would_run_is_found(text: str, sentence: str, tmp_
         "`--set schedule.iteration=10`",
         "`docs/nowhere.md`",
         "`detector.assigners.BEST`",
+        "`BEST_ASSIGNER`",
+        "`BestAssigner`",
     ],
 )
 def test_what_does_not_exist_is_found(text: str, tmp_path: Path) -> None:

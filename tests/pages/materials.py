@@ -91,12 +91,16 @@ def my_model(place: Path) -> None:
 
 
 def theirs(place: Path) -> None:
-    """A file of another project: torchvision's FCOS, with random weights."""
+    """A file of another project: torchvision's FCOS on its ResNet-18, with random weights."""
     import torch
-    import torchvision
+    from torchvision.models.detection import FCOS
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-    network = torchvision.models.detection.fcos_resnet50_fpn(weights=None, weights_backbone=None)
-    torch.save(network.state_dict(), place)
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
+    )
+    torch.save(FCOS(backbone, num_classes=91).state_dict(), place)
 
 
 def repository(place: Path) -> None:
