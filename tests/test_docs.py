@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import psutil
 import pytest
 
 from detector import Detector
@@ -230,20 +231,24 @@ def test_what_a_block_is(text: str, kind: str, slow: bool, commands: list[str], 
 
 def test_a_reader_keeps_what_was_set_and_stops_at_what_fails(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text(
-        "```sh\nNAME=here\nmkdir $NAME\ncd $NAME\n```\n```python\nfound = 3\n```\n"
-        "```sh\nbasename $PWD; echo $NAME WORD\n```\n```python\nprint(found + 1)\n```\n"
+        "```sh\nNAME=here\nmkdir $NAME\ncd $NAME\nsleep 1000 &\nLEFT=$!\n```\n"
+        "```python\nimport os\nfound = 3\n```\n```sh\nbasename $PWD; echo $NAME WORD $LEFT\n```\n"
+        "```python\nprint(found + 1, os.environ['NAME'])\n```\n"
         "```sh\nfalse | cat\n```\n```python\nprint('so far')\nfound / 0\n```\n"
     )
     first, second, third, fourth, fifth, sixth = Page(tmp_path / "page.md").blocks
     (tmp_path / "folder").mkdir()
     with Reader(tmp_path / "folder", tmp_path, {"WORD": "meant"}) as reader:
         assert [reader.paste(block) for block in (first, second)] == ["", ""]
-        assert reader.paste(third) == "here\nhere meant\n"
-        assert reader.paste(fourth) == "4\n"
+        where, said, meant, left = reader.paste(third).split()
+        assert (where, said, meant) == ("here", "here", "meant")
+        assert psutil.pid_exists(int(left)), "a server would run on, too"
+        assert reader.paste(fourth) == "4 here\n"
         with pytest.raises(AssertionError, match="exit status 1"):
             reader.paste(fifth)
         with pytest.raises(AssertionError, match=r"so far[\s\S]*ZeroDivisionError"):
             reader.paste(sixth)
+    assert not psutil.pid_exists(int(left)) or psutil.Process(int(left)).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def my_model(place: Path) -> None:
     drawn = _generated(place.parent / ".drawn")
     known = json.loads((drawn / "annotations/train.json").read_text())["categories"]
     model = talkative("dynamic_atss_r18", num_classes=len(known))
-    model.categories = [Category(category["id"], category["name"]) for category in known]
+    model.categories = tuple(Category(category["id"], category["name"]) for category in known)
     save_model(model, place)
 
 

@@ -9,9 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.pages.pages import PROJECT, Block
 
@@ -47,6 +50,8 @@ class Reader:
         self._state, self._count = home / "shell", 0
         self._home = home
         self._session: subprocess.Popen[str] | None = None
+        self._behind: list[int] = []
+        """Process groups of blocks that have left something running, such as a server."""
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -68,12 +73,14 @@ class Reader:
         if self._session is not None:
             self._session.kill()
             self._session.communicate()
+        for group in self._behind:
+            _end(group)
 
     def paste(self, block: Block) -> str:
         """What ``block`` prints. AssertionError, with all that was printed, where it fails."""
         text = block.text
         for name, value in self.words.items():
-            text = re.sub(rf"\b{name}\b", lambda _, value=value: value, text)
+            text = re.sub(rf"\b{name}\b", value.replace("\\", r"\\"), text)
         if block.file is not None:
             (self.folder / block.file).write_text(text, encoding="utf-8")
             return ""
@@ -86,28 +93,36 @@ class Reader:
         # What a block sets, and where it goes, is so in the next one, too.
         before = f"if [ -e {self._state} ]; then . {self._state}; fi\nset -eu -o pipefail -o allexport\n"
         after = f'\n{{ export -p; printf "cd %q\\n" "$PWD"; }} > {self._state}\n'
-        process = subprocess.Popen(
-            ["bash", "-c", before + text + after],
-            cwd=self.folder,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            said, _ = process.communicate(timeout=TIMEOUT_S)
-        finally:
-            if process.returncode is None:
-                _end(process)
-        assert process.returncode == 0, f"{block.where}: exit status {process.returncode} of\n{text}\n{said}"
-        return said
+        self._count += 1
+        said = self._home / f"said_{self._count}"
+        with said.open("wb") as output:  # no pipe, which what is left running would hold open
+            process = subprocess.Popen(
+                ["bash", "-c", before + text + after],
+                cwd=self.folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                status = process.wait(timeout=TIMEOUT_S)
+            finally:
+                if process.returncode is None:
+                    _end(process.pid)
+                    process.wait()
+        if _members(process.pid):
+            self._behind.append(process.pid)
+        printed = said.read_text(encoding="utf-8", errors="replace")
+        assert status == 0, f"{block.where}: exit status {status} of\n{text}\n{printed}"
+        return printed
 
     def _python(self, block: Block, text: str) -> str:
         if self._session is None:
+            # Begun in the terminal as it is by now.
+            begin = f'if [ -e {self._state} ]; then . {self._state}; fi\nexec {sys.executable} -c "$0"'
             self._session = subprocess.Popen(
-                [sys.executable, "-c", SESSION],
+                ["bash", "-c", begin, SESSION],
                 cwd=self.folder,
                 env=self._environment,
                 stdin=subprocess.PIPE,
@@ -138,11 +153,21 @@ class Reader:
         return "".join(said).removesuffix("\n")
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """Ends a shell and what it has started: first asked, so that clusters are ended, too."""
+def _end(group: int) -> None:
+    """Ends the processes of a group: first asked, so that they end in turn what they have started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=30)
-            return
+        until = time.monotonic() + 30
+        if _members(group):
+            os.killpg(group, number)
+        while _members(group) and time.monotonic() < until:
+            time.sleep(0.1)
+
+
+def _members(group: int) -> list[int]:
+    """The process ids of those of a group that still run."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
