@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -103,7 +104,44 @@ def _of_an_assigner(folder: Path, said: list[str]) -> None:
     assert not (folder / "storage").exists(), "a dry run makes nothing"
 
 
-EXPECTED: dict[str, Callable[[Path, list[str]], None]] = {"docs/add-an-assigner.md": _of_an_assigner}
+def _of_the_paper(folder: Path, said: list[str]) -> None:
+    joined = "\n".join(said)
+    assert "37 rows and seeds, 32 distinct trainings" in joined
+    assert re.search(r"18 × training.* 90,000 iterations of 16 images", joined)
+    assert re.search(r"14 × training.* 180,000 iterations of 16 images", joined)
+    shown = re.findall(r"from (\d\.\d\d) to (\d\.\d\d) AP are shown", joined)
+    page = Page(PROJECT / "docs" / "reproduce-the-paper.md").prose
+    assert shown
+    assert all(f"{low} to {high} AP are shown" in page for low, high in shown), "the page says what was once so"
+    assert sorted(path.name for path in (folder / "coco").iterdir())[-3:] == ["test2017", "train2017", "val2017"]
+
+
+def _of_own_data(folder: Path, said: list[str]) -> None:
+    splits = [{path.name[:6] for path in (folder / "by_scene" / split).iterdir()} for split in ("train", "val")]
+    assert splits[0]
+    assert splits[1]
+    assert not splits[0] & splits[1], "a scene is in training and in validation"
+    assert "python -m detector.predict runs/own/model" in "\n".join(said)
+
+
+def _of_a_quick_start(folder: Path, said: list[str]) -> None:
+    assert (folder / "found.png").stat().st_size > 0
+    assert json.loads((folder / "found_first" / "detections.json").read_text()) is not None
+    assert "24 rows and seeds, 24 distinct trainings" in "\n".join(said)
+
+
+def _of_inference(folder: Path, said: list[str]) -> None:
+    assert len(list((folder / "found").glob("*.png"))) == 1 + 4 + 4
+    assert list((folder / "evaluation_test").glob("*.zip"))
+
+
+EXPECTED: dict[str, Callable[[Path, list[str]], None]] = {
+    "docs/add-an-assigner.md": _of_an_assigner,
+    "docs/inference.md": _of_inference,
+    "docs/quickstart.md": _of_a_quick_start,
+    "docs/reproduce-the-paper.md": _of_the_paper,
+    "docs/your-own-data.md": _of_own_data,
+}
 """What pasting a page must have led to, beyond that nothing failed: its folder, and what its blocks printed."""
 
 

@@ -41,7 +41,8 @@ def coco(place: Path) -> None:
     (place / "annotations").mkdir()
     for split in ("train", "val"):
         shutil.copyfile(drawn / f"annotations/{split}.json", place / f"annotations/instances_{split}2017.json")
-    unknown = json.loads((drawn / "annotations/val.json").read_text()) | {"annotations": []}
+    unknown = json.loads((drawn / "annotations/val.json").read_text())
+    del unknown["annotations"]
     for name in ("test2017", "test-dev2017"):
         (place / f"annotations/image_info_{name}.json").write_text(json.dumps(unknown))
 
