@@ -16,7 +16,7 @@ SHOWN = ("console", "text")
 _FENCE = re.compile(r"^```(?P<kind>\S*)$(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 _NAMED = re.compile(r"# (\S+\.(?:py|yaml))\b")
 _SLOW = re.compile(r"<!-- slow -->\s*\Z")
-_MATERIALS = re.compile(r"<!-- materials: (.*?) -->", re.DOTALL)
+_MATERIALS = re.compile(r"^<!-- materials: (.*?) -->$", re.MULTILINE)
 _LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
 
