@@ -174,6 +174,18 @@ def test_links_lead_somewhere(page: Page) -> None:
             assert anchor in Page(target).anchors, f"{page.name} links to {link}; there are {Page(target).anchors}"
 
 
+def test_every_page_is_reached_from_the_first_one() -> None:
+    reached: set[Path] = set()
+    left = [PROJECT / "README.md"]
+    while left:
+        path = left.pop()
+        if path in reached or path.suffix != ".md":
+            continue
+        reached.add(path)
+        left += [(path.parent / link.partition("#")[0]).resolve() for link in Page(path).links if "://" not in link]
+    assert not {page.path for page in PAGES} - reached
+
+
 @both
 def test_what_is_named_exists(page: Page) -> None:
     """Commands and their options, where no test runs them; keys of the configuration; targets of make; files."""
