@@ -160,7 +160,7 @@ def scene(seed, images=60):
             crowd = int(random.random() < 0.15)
             annotations.append(truth(len(annotations) + 1, image, int(random.choice([3, 7])), box, crowd))
             for _ in range(int(random.integers(0, 4))):
-                moved = [*(np.array(box) + random.normal(0, 12, 4)).clip(5)]
+                moved = [*(np.array(box) + random.normal(0, random.choice([3, 12]), 4)).clip(5)]
                 detections.append(found(image, int(random.choice([3, 3, 7, 9])), moved, float(random.random())))
         for _ in range(2):
             stray = [*random.uniform(0, 200, 2), *random.uniform(10, 60, 2)]
