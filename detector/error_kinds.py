@@ -158,22 +158,30 @@ def error_kinds(
     )
 
 
-def confusion_matrix(found: ErrorKinds) -> np.ndarray:
-    """(C + 1, C + 1) int64: true class by found class; the last row is background, the last column "nothing".
+def confusions(found: ErrorKinds) -> np.ndarray:
+    """(P, 3) int64: true class, found class, and how often, as places in ``category_ids``; C is background or nothing.
 
-    On the diagonal boxes that were found; beside it confusions; in the last row the other detections that found
-    nothing; in the last column boxes that neither were found nor are in a confusion.
+    (c, c) are boxes that were found and (c, d) confusions; (C, d) are the other detections that found nothing, and
+    (c, C) boxes that neither were found nor are in a confusion. In the order of classes, without zeros.
     """
-    size = len(found.category_ids) + 1
-    matrix = np.zeros((size, size), dtype=np.int64)
-    truth = np.where(found.about >= 0, found.truth_category[found.about], -1) if len(found.truth_image) else found.about
+    none = len(found.category_ids)
     told = np.isin(found.kind, (FOUND, CONFUSION))
-    np.add.at(matrix, (truth[told], found.category[told]), 1)
     stray = np.isin(found.kind, (LOCALISATION, DUPLICATE, BACKGROUND, BOTH))
-    np.add.at(matrix, (size - 1, found.category[stray]), 1)
     lost = np.isin(found.truth_state, (MISSED, NEARLY))
     lost[found.about[found.kind == CONFUSION]] = False
-    np.add.at(matrix, (found.truth_category[lost], size - 1), 1)
+    true = (found.truth_category[found.about[told]], np.full(stray.sum(), none), found.truth_category[lost])
+    said = (found.category[told], found.category[stray], np.full(lost.sum(), none))
+    pairs = np.stack([np.concatenate(true), np.concatenate(said)], 1).astype(np.int64)
+    unique, counts = np.unique(pairs, axis=0, return_counts=True)
+    return np.concatenate([unique, counts[:, None].astype(np.int64)], 1)
+
+
+def confusion_matrix(found: ErrorKinds) -> np.ndarray:
+    """(C + 1, C + 1) int64: ``confusions`` as a table, true class by found class."""
+    size = len(found.category_ids) + 1
+    matrix = np.zeros((size, size), dtype=np.int64)
+    true, said, count = confusions(found).T
+    matrix[true, said] = count
     return matrix
 
 
