@@ -16,7 +16,6 @@ from orchestrator.curves import Index
 from orchestrator.plan import Plan
 from orchestrator.record import Record
 from orchestrator.resampling import Resampled
-from orchestrator.spec import METRICS
 
 BASE = """\
 data: {train: train, val: val, short_side: 64, long_side: 64}
@@ -125,8 +124,7 @@ class MemoryLedger:
     def curves(self, identity: str) -> Index:
         index = Index()
         for key, values in self.journals.get(identity, {}).items():
-            kind = "evaluation" if key in (*METRICS, "loss_reg_fixed") else "train"
-            index.take(journal.line(step, kind, {key: value}).rstrip() for step, value in values)
+            index.take(journal.line(step, "train", {key: value}).rstrip() for step, value in values)
         return index
 
     def examined(self, identity: str, key: str, split_digest: str) -> ErrorKinds | str:
