@@ -144,7 +144,7 @@ def journal_lines(random: np.random.Generator, steps: int, skill: float, evaluat
 
 
 def detections(store: Store, random: np.random.Generator, skill: float) -> list[dict[str, Any]]:
-    """What a detector of that ``skill``, below 1, might have found: boxes moved, lost, confused, doubled and imagined."""
+    """What a detector of that ``skill``, below 1, might find: boxes moved, lost, confused, doubled and imagined."""
     found = []
     document = store.coco_annotations()
     ids = [category["id"] for category in document["categories"]]

@@ -161,7 +161,7 @@ def _card(
     )
     better = pair[0] if change.difference < 0 else pair[1]
     over = f", mean of {seeds} seeds; boxes of seed {change.seed}" if seeds > 1 else f"; seed {change.seed}"
-    said = f"{abs(change.difference):g} errors fewer with {better}{over}"
+    said = f"{abs(change.difference):.3g} errors fewer with {better}{over}"
     return (
         f'<div class="change">{symbol}<div class="both">{panels}</div>'
         f'<p class="caption"><b>{escape(file_name)}</b>: {escape(said)}.</p></div>'

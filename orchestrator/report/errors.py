@@ -40,7 +40,7 @@ def cells(row: RowErrors) -> list[str]:
     known = sorted(value for value in row.thresholds if math.isfinite(value))
     score = UNDEFINED if not known else f"{known[0]:.2f}" + (f" to {known[-1]:.2f}" if len(known) > 1 else "")
     f1 = UNDEFINED if row.f1 is None else f"{row.f1:.1f}"
-    return [row.name, f1, score, f"{row.boxes:,}", *(f"{row.counts[kind]:,.4g}" for kind in SHOWN)]
+    return [row.name, f1, score, f"{row.boxes:,}", *(_count(row.counts[kind]) for kind in SHOWN)]
 
 
 def missing(rows: Sequence[RowErrors]) -> list[str]:
@@ -74,7 +74,7 @@ def _bar(row: RowErrors, most: float) -> str:
         return UNDEFINED
     parts = "".join(
         f'<i class="c{index}" style="width:{100 * row.counts[kind] / most:.1f}%" '
-        f'title="{kind} {row.counts[kind]:g}"></i>'
+        f'title="{kind} {_count(row.counts[kind])}"></i>'
         for index, kind in enumerate(WRONG)
     )
     return f'<div class="bar">{parts}</div>'
@@ -121,7 +121,7 @@ def _matrix(row: RowErrors, chosen: Sequence[int], names: Mapping[int, str]) -> 
             share = count / boxes[category]
             colour = "--c2" if category == said else "--c1"
             ground = f' style="background:color-mix(in srgb,var({colour}) {55 * share:.0f}%,transparent)"'
-            each.append(f"<td{ground if count else ''}>{f'{count:,.4g}' if count else '·'}</td>")
+            each.append(f"<td{ground if count else ''}>{_count(count) if count else '·'}</td>")
         lines.append(f'<tr><th scope="row" class="text">{escape(_short(name))}</th>{"".join(each)}</tr>')
     left = len(names) - len(chosen)
     note = f"; the {left:,} other classes are left out" if left > 0 else ""
@@ -130,6 +130,11 @@ def _matrix(row: RowErrors, chosen: Sequence[int], names: Mapping[int, str]) -> 
         f'</div><p class="caption">Mean over {row.seeds} seed{"s" * (row.seeds > 1)}; colour: share of the line'
         f"{note}. {UNDEFINED}: there is no box of that class, so it is undefined.</p>"
     )
+
+
+def _count(value: float) -> str:
+    """Whole where it is; a mean over seeds with one digit."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
 
 
 def _short(name: str, most: int = 24) -> str:

@@ -14,7 +14,7 @@ from orchestrator.plan import Plan
 from orchestrator.results import Results
 
 WIDTH, HEIGHT = 640, 340
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 58, 26, 12, 42
 COLOURS = 8
 """Colours of the page's style, after which they are dashed."""
 POINTS = 300
@@ -199,7 +199,8 @@ def _bounds(lines: Sequence[Line]) -> tuple[float, float, bool]:
     high = max(certain.max(), float(np.quantile(noisy, 0.99)))
     logarithmic = low > 0 and high / low > 30
     lower, upper = (math.log10(low), math.log10(high)) if logarithmic else (float(low), float(high))
-    return (lower, upper, logarithmic) if upper > lower else (lower - 0.5, upper + 0.5, logarithmic)
+    margin = 0.03 * (upper - lower) or 0.5
+    return lower - margin, upper + margin, logarithmic
 
 
 def _class(index: int) -> str:
@@ -210,9 +211,9 @@ def _dashed(index: int) -> str:
     return "" if index < COLOURS else ' class="dashed"'
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """About five round numbers from ``low`` to ``high``."""
-    raw = (high - low) / 5
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """About so many round numbers from ``low`` to ``high``."""
+    raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = power * next(factor for factor in (1, 2, 5, 10) if raw <= factor * power * (1 + 1e-9))
     first = math.ceil(low / step - 1e-9)

@@ -10,8 +10,8 @@ from orchestrator.report.figures import ticks
 from orchestrator.report.pairs import signed
 from orchestrator.statistics.pairs import ELSEWHERE, REPRODUCTION, WITHOUT_PAPER
 
-WIDTH, LINE, TOP, BOTTOM = 920, 44, 10, 40
-LEFT, RIGHT = 300, 250
+WIDTH, LINE, TOP, BOTTOM = 1100, 46, 10, 44
+LEFT, RIGHT = 270, 260
 _SAME = (REPRODUCTION.same, ELSEWHERE.same, WITHOUT_PAPER.same)
 _OPPOSITE = (REPRODUCTION.opposite, ELSEWHERE.opposite, WITHOUT_PAPER.opposite)
 
@@ -32,7 +32,7 @@ def forest(comparison: Comparison) -> str:
 
     bottom = height - BOTTOM
     parts = [f'<svg class="forest" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Differences of AP by pair">']
-    for tick in ticks(low, high):
+    for tick in ticks(low, high, 8):
         kind = "zero" if tick == 0 else "grid"
         parts.append(f'<line class="{kind}" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP}" y2="{bottom}"/>')
         parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 17}" text-anchor="middle">{tick:+g}</text>')

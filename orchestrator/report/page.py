@@ -110,7 +110,8 @@ def _state(plan: Plan, row: TableRow) -> str:
 
 
 def _cell(cell: Cell, departs: bool) -> str:
-    mine = f'<span class="ours">{escape(ours(cell)) if cell.ours else UNDEFINED}</span>'
+    figure, _, spread = ours(cell).partition(" ")
+    mine = f'<span class="ours">{escape(figure)}</span>' + (f"<small>{escape(spread)}</small>" if spread else "")
     if cell.paper is None:
         return f"<td>{mine}</td>"
     beside = f"<small>paper {escape(paper(cell))}</small>"
@@ -153,7 +154,7 @@ def _comparison(table: Table, comparison: Comparison) -> list[str]:
 
 
 def _class(column: str) -> str:
-    return ' class="text"' if column in TEXT else ""
+    return f' class="text{" wider" if column == "size" else ""}"' if column in TEXT else ""
 
 
 def _states(table: Table) -> str:
@@ -166,14 +167,16 @@ def _states(table: Table) -> str:
 
 def _figures(plan: Plan, curves: Curves) -> list[str]:
     parts: list[str] = []
+    explained = False
     for wanted in plan.figures:
         rows = [row for row in wanted.rows if row in plan.row_names]
         drawn = [_drawn(curves, wanted.name, wanted.metric, rows)]
         if wanted.metric == "loss_reg":
             drawn.append(_drawn(curves, f"{wanted.name}, on fixed positives", FIXED, rows))
         parts.append(f'<div class="figures">{"".join(drawn)}</div>')
-        if wanted.metric == "loss_reg" and len(rows) > 1:
+        if wanted.metric == "loss_reg" and len(rows) > 1 and not explained:
             parts.append(f"<p>{escape(FIXED_SENTENCE)}</p>")
+            explained = True
     return parts
 
 

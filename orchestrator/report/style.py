@@ -28,14 +28,16 @@ th, td { padding: .42rem .75rem; border-bottom: 1px solid var(--line); text-alig
 tbody th { font-weight: 600; } th.text, td.text { text-align: left; } tbody tr:hover { background: var(--card); }
 th:first-child, td:first-child { padding-left: .2rem; } tr.quoted { color: var(--soft); }
 table.main { font-size: 1.02rem; } table.main td .ours { font-weight: 600; white-space: nowrap; }
-table.main th.text, table.main td.text { white-space: nowrap; } table.small { font-size: .84rem; }
+ table.small { font-size: .84rem; }
 td small { display: block; color: var(--soft); white-space: nowrap; font-size: .8rem; }
-td.text small { white-space: normal; max-width: 22rem; min-width: 11rem; }
+td.text small { white-space: normal; max-width: 18rem; min-width: 8rem; }
+tbody th.text { min-width: 7.5rem; max-width: 20rem; overflow-wrap: anywhere; }
 .delta { display: inline-block; border-radius: .25rem; padding: 0 .3rem; font-size: .8rem; white-space: nowrap; }
 .up { color: var(--up); } .down { color: var(--down); } .judged.up { background: var(--upground); font-weight: 600; }
 .judged.down { background: var(--downground); font-weight: 600; }
 .failed { color: var(--down); font-weight: 600; } .mark { color: var(--c1); font-weight: 600; }
-table.pairs td { white-space: nowrap; } table.pairs td.text { white-space: normal; min-width: 10rem; max-width: 21rem; }
+table.pairs { font-size: .92rem; } table.pairs td { white-space: nowrap; } table.pairs td.text { white-space: normal; min-width: 9rem; max-width: 21rem; }
+table.pairs td.wider { min-width: 15rem; }
 ul.notes { background: var(--card); padding: .9rem 1.2rem .9rem 2.3rem; border-radius: .5rem; color: var(--soft);
   font-size: .92rem; max-width: 60rem; } ul.notes li { margin: .2rem 0; }
 svg text { font-size: 12.5px; fill: var(--text); } svg .grid { stroke: var(--line); }
@@ -51,7 +53,7 @@ svg.plot { width: 100%; max-width: 46rem; height: auto; } .caption { color: var(
 .legend { font-size: .9rem; margin: .1rem 0; } .legend span { margin-right: 1.2rem; white-space: nowrap; }
 .legend i { display: inline-block; width: 1.5em; border-top: 3px solid var(--c); margin-right: .45em;
   vertical-align: middle; } .legend i.dashed { border-top-style: dashed; }
-.forest { width: 100%; max-width: 60rem; height: auto; margin: .5rem 0; } .forest .zero { stroke: var(--soft); }
+.forest { width: 100%; max-width: 70rem; height: auto; margin: .5rem 0; } .forest .zero { stroke: var(--soft); }
 .forest .ours { stroke: var(--c0); stroke-width: 3; } .forest .dot { fill: var(--c0); }
 .forest .images { stroke: var(--c0); stroke-width: 8; opacity: .22; }
 .forest .shown-same { --c0: var(--up); } .forest .shown-other { --c0: var(--down); }
