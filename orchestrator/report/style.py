@@ -36,7 +36,8 @@ tbody th.text { min-width: 7.5rem; max-width: 20rem; overflow-wrap: anywhere; }
 .up { color: var(--up); } .down { color: var(--down); } .judged.up { background: var(--upground); font-weight: 600; }
 .judged.down { background: var(--downground); font-weight: 600; }
 .failed { color: var(--down); font-weight: 600; } .mark { color: var(--c1); font-weight: 600; }
-table.pairs { font-size: .92rem; } table.pairs td { white-space: nowrap; } table.pairs td.text { white-space: normal; min-width: 9rem; max-width: 21rem; }
+table.pairs { font-size: .92rem; }
+table.pairs td { white-space: nowrap; } table.pairs td.text { white-space: normal; min-width: 9rem; max-width: 21rem; }
 table.pairs td.wider { min-width: 15rem; }
 ul.notes { background: var(--card); padding: .9rem 1.2rem .9rem 2.3rem; border-radius: .5rem; color: var(--soft);
   font-size: .92rem; max-width: 60rem; } ul.notes li { margin: .2rem 0; }
