@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,10 @@ from orchestrator.plan import Plan
 from orchestrator.record import Record
 from orchestrator.report.figures import Curves
 from orchestrator.report.hardware import hardware
+from orchestrator.report.table import UNDEFINED
 from orchestrator.results import Results, mean
 
+HEAD = ("row", "cost", "saved by reuse", "images/s in training", "inference ms an image", "on")
 Hours = dict[str, float]
 """By unit, "GPU" and "CPU": a training that went on elsewhere has both."""
 
@@ -33,6 +35,24 @@ class RowCost:
     """For one image at the final evaluation, mean over the seeds."""
     where: str
     """What it ran on."""
+
+
+def cells(row: RowCost) -> list[str]:
+    """A line of the table, below ``HEAD``."""
+    saved = UNDEFINED if not row.reused else f"{hours_text(row.saved)} ({row.reused})"
+    speeds = (_number(row.images_per_second), _number(row.inference_ms))
+    return [row.name, hours_text(row.hours), saved, *speeds, row.where or UNDEFINED]
+
+
+def said(rows: Sequence[RowCost]) -> str:
+    """All of it, in a sentence."""
+    spent, saved = total([row.hours for row in rows]), total([row.saved for row in rows])
+    less = f", and {hours_text(saved)} saved since trainings were there already" if saved else ""
+    return (
+        f"In all {hours_text(spent)} were spent{less}. A worker counts with its GPU, or with all its threads where it "
+        "has none, in every attempt, evaluations during training included; brackets: trainings that another row or "
+        "sweep had made."
+    )
 
 
 def costs(plan: Plan, ledger: Results, curves: Curves) -> list[RowCost]:
@@ -91,7 +111,7 @@ def training_hours(record: Record) -> Hours:
 
 def hours_text(hours: Hours) -> str:
     """``3.2 GPU-h``; a dash for none."""
-    return " + ".join(f"{value:.3g} {unit}-h" for unit, value in sorted(hours.items(), reverse=True)) or "–"
+    return " + ".join(f"{value:.3g} {unit}-h" for unit, value in sorted(hours.items(), reverse=True)) or UNDEFINED
 
 
 def total(parts: list[Hours]) -> Hours:
@@ -100,6 +120,10 @@ def total(parts: list[Hours]) -> Hours:
     for part in parts:
         _add(found, part)
     return found
+
+
+def _number(value: float | None) -> str:
+    return UNDEFINED if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _hours(seconds: float, values: Mapping[str, Any]) -> Hours:

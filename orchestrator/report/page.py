@@ -8,8 +8,8 @@ from html import escape
 from orchestrator.comparison import Comparison
 from orchestrator.departures import data_name, model_name
 from orchestrator.plan import Plan
-from orchestrator.report import changed, made
-from orchestrator.report.cost import costs, hours_text, total
+from orchestrator.report import changed, cost, made
+from orchestrator.report.cost import RowCost
 from orchestrator.report.errors import error_sections
 from orchestrator.report.evidence import Evidence
 from orchestrator.report.figures import FIXED, Curves, figure
@@ -17,7 +17,7 @@ from orchestrator.report.forest import forest
 from orchestrator.report.links import run_link
 from orchestrator.report.pairs import HEAD, TEXT, order_note, pair_cells, pair_notes
 from orchestrator.report.style import STYLE
-from orchestrator.report.table import UNDEFINED, Cell, Table, TableRow, difference, notes, ours, paper
+from orchestrator.report.table import Cell, Table, TableRow, difference, notes, ours, paper
 from orchestrator.results import Results
 
 FIXED_SENTENCE = (
@@ -29,16 +29,26 @@ FIXED_SENTENCE = (
 FIGURE_KEY = "it is measured at every evaluation"
 
 
-def page(plan: Plan, table: Table, ledger: Results, comparison: Comparison | None = None) -> str:
-    """The whole report; without ``comparison`` the pairs are left out."""
-    curves, evidence = Curves(plan, ledger), Evidence(plan, ledger)
+def page(
+    plan: Plan,
+    table: Table,
+    ledger: Results,
+    comparison: Comparison | None = None,
+    evidence: Evidence | None = None,
+    curves: Curves | None = None,
+) -> str:
+    """The whole report; without ``comparison`` the pairs are left out.
+
+    ``evidence`` and ``curves`` are what was read of the results already.
+    """
+    evidence, curves = evidence or Evidence(plan, ledger), curves or Curves(plan, ledger)
     sections = {
         "table": ("The table", _main(plan, table)),
         "pairs": ("What the rows say of each other", _comparison(table, comparison) if comparison is not None else []),
         "figures": ("Curves", _figures(plan, curves)),
         "errors": ("Kinds of error", error_sections(plan, evidence)),
         "images": ("Images that changed most", _images(plan, ledger, evidence)),
-        "cost": ("Cost", _cost(plan, ledger, curves)),
+        "cost": ("Cost", _cost(cost.costs(plan, ledger, curves))),
         "made": ("How it was made", made.section(plan, ledger)),
     }
     shown = {key: (title, parts) for key, (title, parts) in sections.items() if parts}
@@ -208,32 +218,20 @@ def _images(plan: Plan, ledger: Results, evidence: Evidence) -> list[str]:
     return [how, key, *found]
 
 
-def _cost(plan: Plan, ledger: Results, curves: Curves) -> list[str]:
-    found = costs(plan, ledger, curves)
-    head = ("row", "cost", "saved by reuse", "images/s in training", "inference ms an image", "on")
-    names = "".join(f"<th{_left(name)}>{escape(name)}</th>" for name in head)
+def _cost(found: Sequence[RowCost]) -> list[str]:
+    names = "".join(f"<th{_left(name)}>{escape(name)}</th>" for name in cost.HEAD)
     lines = []
     for row in found:
-        less = UNDEFINED if not row.reused else f"{hours_text(row.saved)} ({row.reused})"
-        cells = (
-            *(hours_text(row.hours), less, _number(row.images_per_second), _number(row.inference_ms)),
-            row.where or UNDEFINED,
+        first, *others = cost.cells(row)
+        each = "".join(
+            f"<td{_left(name)}>{escape(cell)}</td>" for name, cell in zip(cost.HEAD[1:], others, strict=True)
         )
-        each = "".join(f"<td{_left(name)}>{escape(cell)}</td>" for name, cell in zip(head[1:], cells, strict=True))
-        lines.append(f'<tr><th scope="row" class="text">{escape(row.name)}</th>{each}</tr>')
-    spent, saved = total([row.hours for row in found]), total([row.saved for row in found])
-    said = f"In all {hours_text(spent)} were spent"
-    said += f", and {hours_text(saved)} saved since trainings were there already" if saved else ""
+        lines.append(f'<tr><th scope="row" class="text">{escape(first)}</th>{each}</tr>')
     return [
         f'<div class="wide"><table><thead><tr>{names}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>',
-        f"<p>{escape(said)}. A worker counts with its GPU, or with all its threads where it has none, in every "
-        "attempt, evaluations during training included; brackets: trainings that another row or sweep had made.</p>",
+        f"<p>{escape(cost.said(found))}</p>",
     ]
 
 
 def _left(name: str) -> str:
     return ' class="text"' if name in ("row", "on") else ""
-
-
-def _number(value: float | None) -> str:
-    return UNDEFINED if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
