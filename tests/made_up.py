@@ -75,18 +75,35 @@ def make_sweep(
     pairs: int = 2,
     tracking_uri: str | None = None,
     unfinished: Sequence[tuple[int, int]] = (),
+    models: bool = False,
 ) -> tuple[Plan, Ledger]:
-    """A sweep whose trainings are all there, but for those (row, seed) that are ``unfinished``: their journals end."""
+    """A sweep whose trainings are all there, but for those (row, seed) that are ``unfinished``: their journals end.
+
+    ``models`` gives each a model's folder, of hardly any weights: what logs models finds one, what loads them doesn't.
+    """
     path = write_sweep(folder, rows=rows, seeds=seeds, steps=steps, images=images, pairs=pairs)
     plan = make_plan(SweepRequest(str(path), storage=str(folder / "storage"), tracking_uri=tracking_uri))
+    plan.folder.mkdir(parents=True)
     ledger = Ledger(plan.place)
     val = plan.rows[0].val
     assert val is not None
     store = ensure_store(val.root, "val", ledger.stores, digest=val.digest)
     numbers = {name: number for number, name in enumerate(plan.row_names)}
     for row in plan.rows:
+        if models:
+            _save_model(row, store, ledger.storage / "scratch" / row.identity / "model")
         _train(row, plan, ledger, store, numbers[row.row], steps, (numbers[row.row], row.seed) in unfinished)
     return plan, ledger
+
+
+def _save_model(row: PlannedRow, store: Store, folder: Path) -> None:
+    import torch
+
+    from detector.checkpoints import save_model
+    from detector.model import build_model
+
+    model = build_model(row.config.model, store.categories, pretrained=False)
+    save_model(model, folder, {"nothing": torch.zeros(1)})
 
 
 def _train(
@@ -101,7 +118,7 @@ def _train(
     if unfinished:
         return
     folder = ledger.storage / "scratch" / row.identity
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "detections.json").write_text(json.dumps(detections(store, random, skill)))
     (folder / "per_class.json").write_text("[]")
     ap = 39.75 - number / 4 + random.normal(0, 0.2)
