@@ -60,15 +60,20 @@ class Tab:
 
     def open(self, url: str, *, until: str | None = None, timeout: float = 60.0) -> Seen:
         """Loads ``url``, and waits until the expression ``until`` holds there."""
-        self._events.clear()
+        # From a page that differs only behind the # nothing would be loaded.
+        self._load("about:blank", timeout)
         began = time.perf_counter()
-        self.call("Page.navigate", url=url)
-        self._loop.run_until_complete(asyncio.wait_for(self._event("Page.loadEventFired"), timeout))
+        self._load(url, timeout)
         self.evaluate(_DRAWN)
         seconds = time.perf_counter() - began
         if until is not None:
             self.wait(until, timeout=timeout)
         return Seen(seconds, self.errors(), self._requests())
+
+    def _load(self, url: str, timeout: float) -> None:
+        self._events.clear()
+        self.call("Page.navigate", url=url)
+        self._loop.run_until_complete(asyncio.wait_for(self._event("Page.loadEventFired"), timeout))
 
     def wait(self, expression: str, *, timeout: float = 60.0) -> None:
         """Until ``expression`` holds; raises TimeoutError."""

@@ -76,9 +76,11 @@ def make_sweep(
     tracking_uri: str | None = None,
     unfinished: Sequence[tuple[int, int]] = (),
     models: bool = False,
+    journals: int | None = None,
 ) -> tuple[Plan, Ledger]:
     """A sweep whose trainings are all there, but for those (row, seed) that are ``unfinished``: their journals end.
 
+    ``journals``: how many different ones are made, each used for several trainings; None makes one for each.
     ``models`` gives each a model's folder, of hardly any weights: what logs models finds one, what loads them doesn't.
     """
     path = write_sweep(folder, rows=rows, seeds=seeds, steps=steps, images=images, pairs=pairs)
@@ -89,10 +91,19 @@ def make_sweep(
     assert val is not None
     store = ensure_store(val.root, "val", ledger.stores, digest=val.digest)
     numbers = {name: number for number, name in enumerate(plan.row_names)}
-    for row in plan.rows:
+    lines: dict[tuple[int, int, str], bytes] = {}
+    for place, row in enumerate(plan.rows):
+        number = numbers[row.row]
+        ends = (number, row.seed) in unfinished
+        which = place if journals is None else place % journals, steps // 2 if ends else steps, row.evaluation
+        if which not in lines:
+            random = np.random.default_rng([number, row.seed, 1])
+            lines[which] = b"".join(journal_lines(random, which[1], _skill(number, row.seed), row.evaluation))
         if models:
             _save_model(row, store, ledger.storage / "scratch" / row.identity / "model")
-        _train(row, plan, ledger, store, numbers[row.row], steps, (numbers[row.row], row.seed) in unfinished)
+        _train(row, plan, ledger, store, number, steps, lines[which], ends)
+        if journals is None:
+            del lines[which]
     return plan, ledger
 
 
@@ -106,16 +117,19 @@ def _save_model(row: PlannedRow, store: Store, folder: Path) -> None:
     save_model(model, folder, {"nothing": torch.zeros(1)})
 
 
+def _skill(number: int, seed: int) -> float:
+    """How good the detector of a row and seed is: about 1 for the first row."""
+    return float(1 - number / 60 + np.random.default_rng([number, seed]).normal(0, 0.01))
+
+
 def _train(
-    row: PlannedRow, plan: Plan, ledger: Ledger, store: Store, number: int, steps: int, unfinished: bool
+    row: PlannedRow, plan: Plan, ledger: Ledger, store: Store, number: int, steps: int, lines: bytes, ends: bool
 ) -> None:
-    random = np.random.default_rng([number, row.seed])
-    skill = 1 - number / 60 + random.normal(0, 0.01)
+    random, skill = np.random.default_rng([number, row.seed, 2]), _skill(number, row.seed)
     ledger.claim(row.identity, sweep=plan.key, row=row.row, seed=row.seed, config={}, iterations=steps)
     ledger.started(row.identity, node="made-up-1", from_step=0, hardware=HARDWARE)
-    until = steps // 2 if unfinished else steps
-    ledger.append(row.identity, *journal_lines(random, until, skill, row.evaluation))
-    if unfinished:
+    ledger.append(row.identity, lines)
+    if ends:
         return
     folder = ledger.storage / "scratch" / row.identity
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,8 +20,10 @@ h2 { font-size: 1.35rem; letter-spacing: -.01em; margin: 3.2rem 0 .8rem; padding
   border-top: 2px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 1.8rem 0 .5rem; } p { max-width: 48rem; margin: .5rem 0; }
 a { color: var(--accent); text-underline-offset: .15em; } code, pre { font: .86em/1.5 ui-monospace, Menlo, monospace; }
-.soft { color: var(--soft); } .lead { font-size: 1.02rem; } nav { margin: 1.1rem 0 0; font-size: .92rem; }
-nav a { margin-right: 1.2rem; white-space: nowrap; }
+.soft { color: var(--soft); } .lead { font-size: 1.02rem; } nav { margin: 1.1rem 0 0; font-size: .92rem;
+  display: flex; flex-wrap: wrap;
+  gap: .2rem 1.2rem; }
+nav a { white-space: nowrap; }
 .wide { overflow-x: auto; margin: .8rem 0; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .42rem .75rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   font-weight: 400; } thead th { border-bottom: 2px solid var(--soft); font-weight: 600; vertical-align: bottom; }
@@ -36,9 +38,9 @@ tbody th.text { min-width: 7.5rem; max-width: 20rem; overflow-wrap: anywhere; }
 .up { color: var(--up); } .down { color: var(--down); } .judged.up { background: var(--upground); font-weight: 600; }
 .judged.down { background: var(--downground); font-weight: 600; }
 .failed { color: var(--down); font-weight: 600; } .mark { color: var(--c1); font-weight: 600; }
-table.pairs { font-size: .92rem; }
+table.pairs { font-size: .87rem; } table.pairs th, table.pairs td { padding: .42rem .5rem; }
 table.pairs td { white-space: nowrap; } table.pairs td.text { white-space: normal; min-width: 9rem; max-width: 21rem; }
-table.pairs td.wider { min-width: 15rem; }
+table.pairs td.wider { min-width: 12rem; }
 ul.notes { background: var(--card); padding: .9rem 1.2rem .9rem 2.3rem; border-radius: .5rem; color: var(--soft);
   font-size: .92rem; max-width: 60rem; } ul.notes li { margin: .2rem 0; }
 svg text { font-size: 12.5px; fill: var(--text); } svg .grid { stroke: var(--line); }

@@ -18,7 +18,9 @@ ROWS, SEEDS, STEPS = 32, 3, 90_000
 def measure(rows: int = ROWS, seeds: int = SEEDS, steps: int = STEPS, images: int = 200) -> dict[str, Any]:
     """Seconds to write it for the first time, when every index is made, and again; its size; seconds to open it."""
     with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
-        plan, ledger = make_sweep(Path(scratch), rows=rows, seeds=seeds, steps=steps, images=images, pairs=8)
+        plan, ledger = make_sweep(
+            Path(scratch), rows=rows, seeds=seeds, steps=steps, images=images, pairs=8, journals=4
+        )
         journals = sum(ledger.record(row.identity).journal.stat().st_size for row in plan.rows)
         seconds = []
         for _ in range(2):

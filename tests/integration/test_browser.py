@@ -66,6 +66,11 @@ def picture(tab: Tab, name: str, **options: object) -> None:
         tab.screenshot(Path(folder) / f"{name}.png", **options)  # type: ignore[arg-type]
 
 
+def own(errors: list[str]) -> list[str]:
+    """Without what MLflow 3 says of any server that has no users."""
+    return [error for error in errors if not error.endswith("/mlflow/users/current")]
+
+
 def test_the_report_is_read_offline_and_without_an_error(place: Place, tab: Tab) -> None:
     tab.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
     try:
@@ -102,41 +107,41 @@ def test_every_link_of_the_report_leads_somewhere(place: Place, tab: Tab) -> Non
     wanted = {place.ledger.run_id(place.plan.key, row.row, row.seed) for row in place.plan.rows}
     assert runs == {f"{place.server}/#/runs/{run}" for run in wanted}
     seen = tab.open(sorted(runs)[0], until="document.body.innerText.includes('loss_reg')")
-    assert seen.errors == []
+    assert own(seen.errors) == []
     picture(tab, "mlflow-run", height=1000)
 
 
 def test_mlflow_shows_the_sweep_as_one_run_with_its_children(place: Place, tab: Tab) -> None:
     experiment = place.client.get_experiment_by_name("made_up")
     assert experiment is not None
-    rows = "[...document.querySelectorAll('.ag-center-cols-container .ag-row, .ag-pinned-left-cols-container .ag-row')]"
-    seen = tab.open(f"{place.server}/#/experiments/{experiment.experiment_id}/runs", until=f"{rows}.length > 0")
-    assert seen.errors == []
+    seen = tab.open(
+        f"{place.server}/#/experiments/{experiment.experiment_id}/runs",
+        until="document.body.innerText.includes('7 matching runs')",
+    )
+    assert own(seen.errors) == []
+    name = json.dumps(f"{name_of(0)} seed 0")
+    tab.wait("document.querySelector('.ag-row button')")
+    assert not tab.evaluate(f"document.body.innerText.includes({name})"), "one run, closed"
+    tab.evaluate("document.querySelector('.ag-row button').click()")
+    tab.wait(f"document.body.innerText.includes({name})")
+    rows = tab.evaluate("new Set([...document.querySelectorAll('.ag-row')].map(r => r.getAttribute('row-id'))).size")
+    assert rows == 7
     picture(tab, "mlflow-runs", height=900)
-    tab.wait(f"document.body.innerText.includes({json.dumps(name_of(0))})")
-    expanders = "[...document.querySelectorAll('[data-testid=expander], button[aria-label*=xpand]')]"
-    assert tab.evaluate(f"{expanders}.length") >= 0
-    picture(tab, "mlflow-nested", height=900)
 
 
 def test_in_the_compare_view_the_columns_that_differ_are_what_the_table_varies(place: Place, tab: Tab) -> None:
     experiment = place.client.get_experiment_by_name("made_up")
     assert experiment is not None
     chosen = [place.ledger.run_id(place.plan.key, name_of(number), 0) for number in range(3)]
-    query = urllib.parse.urlencode(
-        {"runs": json.dumps(chosen), "experiments": json.dumps([experiment.experiment_id])},
-        quote_via=urllib.parse.quote,
-    )
+    values = {"runs": json.dumps(chosen), "experiments": json.dumps([experiment.experiment_id])}
     seen = tab.open(
-        f"{place.server}/#/compare-runs?{query}",
-        until="document.body.innerText.includes('model.assigner.predicted_weight')",
+        f"{place.server}/#/compare-runs?{urllib.parse.urlencode(values, quote_via=urllib.parse.quote)}",
+        until="document.body.innerText.includes('model.assigner.topk')",
     )
-    assert seen.errors == []
+    assert own(seen.errors) == []
     picture(tab, "mlflow-compare", height=1600)
-    tab.evaluate(
-        "[...document.querySelectorAll('button[role=switch]')].filter(b => b.getAttribute('aria-checked') === 'false')"
-        ".forEach(b => b.click())"
-    )
+    tab.evaluate("document.querySelector('button[aria-label=\"Parameters - Show diff only\"]').click()")
     tab.wait("!document.body.innerText.includes('model.assigner.topk')")
-    assert "model.assigner.predicted_weight" in tab.text()
+    lines = tab.text().split("Show diff only")[1].split("Metrics")[0].strip().splitlines()
+    assert [line.split()[0] for line in lines if line.strip()] == ["model.assigner.predicted_weight"]
     picture(tab, "mlflow-compare-differences", height=1600)
