@@ -120,6 +120,7 @@ def _resample(assignment: Assignment, job: EvaluationJob, ledger: Ledger) -> Non
         try:
             ledger.resampled(assignment.identity, job.key, job.digest)
             ledger.examined(assignment.identity, job.key, job.digest)
+            ledger.curves(assignment.identity)
         except Exception:
             log.exception("the evaluation %s of %s could not be looked into", job.key, assignment.identity)
 

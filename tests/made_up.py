@@ -141,6 +141,10 @@ def _train(
     ledger.evaluated(row.identity, row.evaluation, folder, metrics, {})
     ledger.finished(row.identity, folder, {"loss": 1.0})
     ledger.release(row.identity)
+    # As at the end of every evaluation.
+    ledger.resampled(row.identity, row.evaluation, store.digest)
+    ledger.examined(row.identity, row.evaluation, store.digest)
+    ledger.curves(row.identity)
 
 
 def journal_lines(random: np.random.Generator, steps: int, skill: float, evaluation: str, every: int = 50):
