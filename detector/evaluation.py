@@ -20,6 +20,7 @@ from detector.config import DataConfig
 from detector.data.loader import evaluation_batches
 from detector.data.store import Store
 from detector.detections import Detections
+from detector.fixed_positives import FixedPositives, mean_loss
 from detector.model import Detector
 from detector.pictures import Picture
 from detector.prediction import Options, find
@@ -34,7 +35,8 @@ class Evaluation:
     """What a model reaches on a split."""
 
     metrics: dict[str, float | None]
-    """COCO's six figures in percent (None: undefined), ``inference_ms`` and ``eval_seconds``."""
+    """COCO's six figures in percent (None: undefined), ``loss_reg_fixed`` (``detector.fixed_positives``),
+    ``inference_ms`` and ``eval_seconds``. The first seven need annotations."""
     per_class: list[dict[str, Any]] = field(default_factory=list)
     """One entry a category: id, name, AP, AP50, boxes."""
     detections: list[dict[str, Any]] = field(default_factory=list)
@@ -65,7 +67,8 @@ def evaluate(
     """
     began = time.perf_counter()
     options = options or Options(max_detections=model.config.postprocess.max_detections)
-    detected = _in_batches(model, store, data, batch_size, loader_workers, options)
+    fixed = FixedPositives(store)
+    detected = _in_batches(model, store, data, batch_size, loader_workers, options, fixed)
     if not options.one_view:
         detected = _in_views(model, store, data, options)
     share = len(range(distributed.rank(), len(store), distributed.world_size()))
@@ -80,7 +83,7 @@ def evaluate(
         tell()
     if progress:
         progress.close()
-    gathered = distributed.gather(found)
+    gathered, losses = distributed.gather(found), distributed.gather(fixed.found)
     if distributed.rank() != 0:
         return Evaluation(distributed.broadcast(None))
     with alone():
@@ -90,6 +93,7 @@ def evaluate(
         seconds = time.perf_counter() - began
         metrics: dict[str, float | None] = {
             **figures,
+            **({"loss_reg_fixed": mean_loss(losses)} if store.has_annotations and options.one_view else {}),
             "inference_ms": inference_ms(model, _sample(store), data, options),
             "eval_seconds": seconds,
         }
@@ -97,7 +101,13 @@ def evaluate(
 
 
 def _in_batches(
-    model: Detector, store: Store, data: DataConfig, batch_size: int, loader_workers: int, options: Options
+    model: Detector,
+    store: Store,
+    data: DataConfig,
+    batch_size: int,
+    loader_workers: int,
+    options: Options,
+    fixed: FixedPositives,
 ) -> Iterator[tuple[int, Detections]]:
     """This process' share: positions in the store, and what is found there in pixels of the original image."""
     batches = evaluation_batches(
@@ -123,6 +133,7 @@ def _in_batches(
                 with torch.autocast(model.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
                     outputs = model.network(pixels)
                 found = model.postprocess(outputs, batch.sizes, **overrides)
+                fixed.add(model.criterion, outputs, batch)
             places = zip(batch.indices.tolist(), batch.sizes.tolist(), found, strict=True)
             for index, (height, width), detections in places:
                 original_height, original_width = store.sizes[index].tolist()

@@ -2,7 +2,9 @@
 
     STORAGE/trainings/IDENTITY/   config.json  status.json  journal.jsonl  worker.log  checkpoint_*/
                                   model/                                        (once it is finished)
-                                  evaluations/KEY/detections.json, per_class.json, matches.npz, resampled.npz
+                                  evaluations/KEY/detections.json, per_class.json, matches.npz, resampled.npz,
+                                                  errors.npz
+                                  curves.npz                                    (what figures need of the journal)
     STORAGE/sweeps/KEY/           lease.json  runs.json  looks.json  the report
     STORAGE/data/                 converted data sets
 
@@ -17,10 +19,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detector.errors import InputError, UnreachableError
-from orchestrator import journal, lease, resampling, run_ids
+from orchestrator import curves, examination, journal, lease, resampling, run_ids
 from orchestrator import looks as looks_document
 from orchestrator.lease import Fence, LeaseLostError
 from orchestrator.looks import Looks
@@ -36,6 +38,10 @@ from orchestrator.record import (
 )
 from orchestrator.resampling import Resampled
 from orchestrator.storage import open_storage
+
+if TYPE_CHECKING:
+    from detector.data.store import Store
+    from detector.error_kinds import ErrorKinds
 
 Status = dict[str, Any]
 
@@ -139,6 +145,11 @@ class Ledger:
         status = self._status(identity)
         entries = journal.read(self._journal(identity, status), evaluation) if status else []
         return journal.series(entries, keys)
+
+    def curves(self, identity: str) -> curves.Index:
+        """Curves of a training, thinned; an empty index if nothing is known of it."""
+        status = self._status(identity)
+        return curves.Index.of(self._journal(identity, status)) if status else curves.Index()
 
     # Writing: the driver before and after, the trial and its rank 0 meanwhile; one at a time by the training's lock
 
@@ -358,6 +369,14 @@ class Ledger:
     def resampled(self, identity: str, key: str, split_digest: str) -> Resampled | str:
         """AP of an evaluation over resamples of its images, or a sentence that says what is missing."""
         return resampling.resampled(self.place, identity, key, split_digest)
+
+    def examined(self, identity: str, key: str, split_digest: str) -> ErrorKinds | str:
+        """What an evaluation got wrong, box by box, or a sentence that says what is missing."""
+        return examination.examined(self.place, identity, key, split_digest)
+
+    def split(self, split_digest: str) -> Store | str:
+        """The converted images of a split, or a sentence that says what is missing."""
+        return resampling.split_store(self.place, split_digest)
 
     # Documents
 

@@ -17,19 +17,20 @@ import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from orchestrator.files import read_json
 
 if TYPE_CHECKING:
+    from detector.data.store import Store
     from detector.matches import Matches
     from orchestrator.storage import Storage
 
 COUNT = 1000
 """Resamples."""
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 """What reading a file raises that isn't there, or isn't what was written."""
 
 
@@ -55,7 +56,7 @@ def resampled(place: Storage, identity: str, key: str, split_digest: str) -> Res
     kept = _read(place.fetch(f"{folder}/resampled.npz"))
     if kept is not None and kept.pairing == _pairing(kept.images):
         return kept
-    matches = _matches(place, folder, split_digest)
+    matches = read_matches(place, folder, split_digest)
     if isinstance(matches, str):
         return matches
     from detector.bootstrap import average_precision, resamples
@@ -66,7 +67,7 @@ def resampled(place: Storage, identity: str, key: str, split_digest: str) -> Res
         without_boxes=tuple(matches.category_ids[matches.boxes.sum(0) == 0].tolist()),
         pairing=_pairing(len(matches.image_ids)),
     )
-    _keep(
+    keep(
         place,
         f"{folder}/resampled.npz",
         ap=found.ap,
@@ -77,29 +78,42 @@ def resampled(place: Storage, identity: str, key: str, split_digest: str) -> Res
     return found
 
 
-def _matches(place: Storage, folder: str, split_digest: str) -> Matches | str:
+def read_matches(place: Storage, folder: str, split_digest: str) -> Matches | str:
+    """The matches of the evaluation in ``folder``, read or made and kept; or a sentence that says what is missing."""
     from detector.matches import Matches, match
 
     path = place.fetch(f"{folder}/matches.npz")
-    with contextlib.suppress(*_DAMAGED), np.load(path) as arrays:
+    with contextlib.suppress(*DAMAGED), np.load(path) as arrays:
         return Matches(**arrays)
+    opened = split_store(place, split_digest)
+    if isinstance(opened, str):
+        return opened
+    detections = read_detections(place, folder)
+    if isinstance(detections, str):
+        return detections
+    found = match(opened.coco_annotations(), detections)
+    keep(place, f"{folder}/matches.npz", **found.arrays())
+    return found
+
+
+def split_store(place: Storage, split_digest: str) -> Store | str:
+    """The converted split with that digest, if its objects are known, or a sentence that says what is missing."""
     from detector.data.store import is_store, open_store
 
-    store = f"{place.shared('data')}/{split_digest}"
-    if not is_store(store):
+    uri = f"{place.shared('data')}/{split_digest}"
+    if not is_store(uri):
         return "its converted images are no longer in the storage"
-    opened = open_store(store)
-    if not opened.has_annotations:
-        return "its images have no annotations here"
+    opened = open_store(uri)
+    return opened if opened.has_annotations else "its images have no annotations here"
+
+
+def read_detections(place: Storage, folder: str) -> list[dict[str, Any]] | str:
+    """What the evaluation in ``folder`` found, or a sentence that says what is missing."""
     try:
         detections = read_json(place.fetch(f"{folder}/detections.json"))
     except (OSError, ValueError):
         detections = None
-    if not isinstance(detections, list):
-        return "its detections are not in the storage"
-    found = match(opened.coco_annotations(), detections)
-    _keep(place, f"{folder}/matches.npz", **found.arrays())
-    return found
+    return detections if isinstance(detections, list) else "its detections are not in the storage"
 
 
 def _read(path: Path) -> Resampled | None:
@@ -107,11 +121,11 @@ def _read(path: Path) -> Resampled | None:
         with np.load(path) as kept:
             without = tuple(int(number) for number in kept["without_boxes"])
             return Resampled(kept["ap"], int(kept["images"]), without, str(kept["pairing"]))
-    except _DAMAGED:
+    except DAMAGED:
         return None  # it is made again
 
 
-def _keep(place: Storage, key: str, **arrays: np.ndarray) -> None:
+def keep(place: Storage, key: str, **arrays: np.ndarray) -> None:
     """Keeps a file; a storage that can't be written shows itself where it is needed."""
     with contextlib.suppress(OSError), tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
         path = Path(scratch) / Path(key).name

@@ -6,12 +6,17 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from orchestrator.curves import Index
 from orchestrator.looks import Looks
 from orchestrator.plan import Plan, PlannedRow
 from orchestrator.record import Record
 from orchestrator.resampling import Resampled
+
+if TYPE_CHECKING:
+    from detector.data.store import Store
+    from detector.error_kinds import ErrorKinds
 
 
 class Results(Protocol):
@@ -31,6 +36,9 @@ class Results(Protocol):
     ) -> tuple[list[int], dict[str, list[float | None]]]:
         """Metrics over the steps, without those of other evaluations than the one named."""
 
+    def curves(self, identity: str) -> Index:
+        """Curves of a training, thinned."""
+
     def looks(self, sweep_key: str) -> Looks:
         """Seeds of each look at the sweep's verdicts."""
 
@@ -39,6 +47,12 @@ class Results(Protocol):
 
     def resampled(self, identity: str, key: str, split_digest: str) -> Resampled | str:
         """AP of an evaluation over resamples of its images, or what is missing."""
+
+    def examined(self, identity: str, key: str, split_digest: str) -> ErrorKinds | str:
+        """What an evaluation got wrong, box by box, or what is missing."""
+
+    def split(self, split_digest: str) -> Store | str:
+        """The converted images of a split, or what is missing."""
 
 
 @dataclass(frozen=True)

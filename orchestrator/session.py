@@ -28,6 +28,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.live_table import LiveTable
 from orchestrator.preparation import data_of, make_ready, remember_choices, state_of, unfinished
 from orchestrator.probe import Expected, expect
+from orchestrator.report.refresh import Refresh
 from orchestrator.supply import WAIT_S, Supply, await_room, examine_all
 from orchestrator.tracking import PATIENCE_S, Tracker
 
@@ -188,6 +189,7 @@ class _Pass:
         table = LiveTable(self.plan.rows, self.ledger)
         self._tune.start()
         with contextlib.ExitStack() as stack:
+            stack.enter_context(Refresh(self.plan, self.ledger))
             supply = None
             if expected is not None:
                 wait_s = WAIT_S if self._limits.wait_for_nodes_s is None else self._limits.wait_for_nodes_s

@@ -32,7 +32,7 @@ PaperMetric = Literal[Metric, "test_AP", "test_AP50", "test_AP75", "test_APs", "
 JOURNAL_METRICS = (
     *METRICS,
     *("loss", "loss_cls", "loss_reg", "loss_quality", "loss_dfl", "loss_reg_initial", "lr", "positives_per_gt"),
-    *("positive_iou", "images_per_second", "data_wait", "memory_gb", "inference_ms", "eval_seconds"),
+    *("positive_iou", "loss_reg_fixed", "images_per_second", "data_wait", "memory_gb", "inference_ms", "eval_seconds"),
 )
 """What a figure may show over the steps."""
 

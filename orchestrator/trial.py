@@ -119,8 +119,10 @@ def _resample(assignment: Assignment, job: EvaluationJob, ledger: Ledger) -> Non
     if ledger.record(assignment.identity, {"": job.key}).state == "finished":
         try:
             ledger.resampled(assignment.identity, job.key, job.digest)
+            ledger.examined(assignment.identity, job.key, job.digest)
+            ledger.curves(assignment.identity)
         except Exception:
-            log.exception("the evaluation %s of %s could not be resampled", job.key, assignment.identity)
+            log.exception("the evaluation %s of %s could not be looked into", job.key, assignment.identity)
 
 
 def _trainer(assignment: Assignment, ledger: Ledger, launch: str) -> Any:

@@ -9,6 +9,9 @@ from pathlib import Path
 from detector.errors import UnreachableError
 from orchestrator.comparison import compare
 from orchestrator.plan import Plan
+from orchestrator.report.cost import costs
+from orchestrator.report.evidence import Evidence
+from orchestrator.report.figures import Curves
 from orchestrator.report.page import page
 from orchestrator.report.pairs import comma_separated_pairs
 from orchestrator.report.table import make_table
@@ -25,9 +28,10 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
     remembered first. Raises UnreachableError where the folder can't be written.
     """
     table, comparison = make_table(plan, ledger), compare(plan, ledger)
+    evidence, curves = Evidence(plan, ledger), Curves(plan, ledger)
     contents = {
-        "report.html": page(plan, table, ledger, comparison),
-        "report.md": markdown(plan, table, comparison),
+        "report.html": page(plan, table, ledger, comparison, evidence, curves),
+        "report.md": markdown(plan, table, comparison, evidence.rows(), costs(plan, ledger, curves)),
         "table.csv": comma_separated(table),
     }
     if comparison.pairs:

@@ -2,94 +2,148 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from html import escape
 
 from orchestrator.comparison import Comparison
+from orchestrator.departures import data_name, model_name
 from orchestrator.plan import Plan
-from orchestrator.report.figures import curves, svg
+from orchestrator.report import changed, cost, made
+from orchestrator.report.cost import RowCost
+from orchestrator.report.errors import error_sections
+from orchestrator.report.evidence import Evidence
+from orchestrator.report.figures import FIXED, Curves, figure
+from orchestrator.report.forest import forest
+from orchestrator.report.links import run_link
 from orchestrator.report.pairs import HEAD, TEXT, order_note, pair_cells, pair_notes
-from orchestrator.report.table import UNDEFINED, Cell, Table, difference, notes, ours, paper
+from orchestrator.report.style import STYLE
+from orchestrator.report.table import Cell, Table, TableRow, difference, notes, ours, paper
 from orchestrator.results import Results
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; --up: #0a7d32; --down: #b3261e; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2rem; } .soft { opacity: .75; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th { border-bottom-width: 2px; } th.text, td.text { text-align: left; } tr.quoted { opacity: .75; }
-td small { display: block; opacity: .8; white-space: nowrap; } td.text small { white-space: normal; max-width: 24rem; }
-.up { color: var(--up); } .down { color: var(--down); } .failed { color: var(--down); font-weight: 600; }
-table.pairs td { white-space: nowrap; } table.pairs td.text { white-space: normal; min-width: 9rem; max-width: 22rem; }
-ul.notes { background: var(--soft); padding: .7rem 1rem .7rem 2rem; border-radius: .4rem; }
-svg { width: 100%; max-width: 46rem; height: auto; } svg text { font-size: 12px; fill: currentColor; }
-svg .grid { stroke: var(--line); } .legend span { margin-right: 1.2rem; }
-.legend i { display: inline-block; width: 1.4em; height: .25em; margin-right: .4em; vertical-align: middle; }
-pre { background: var(--soft); padding: .7rem 1rem; border-radius: .4rem; overflow-x: auto; }
-@media (prefers-color-scheme: dark) { :root { --up: #6fd08c; --down: #ff8f84; } }
-"""
+FIXED_SENTENCE = (
+    "Read regression losses of different assignments with care: combined IoUs choose positives whose predicted boxes "
+    "already fit, so their loss is lower by choice and not only by better boxes. Beside it is therefore the loss of "
+    "the same models on one fixed set of positives: 1 - GIoU, averaged over the anchors that plain ATSS takes on fixed "
+    "validation images, whatever the row's own assignment is."
+)
+FIGURE_KEY = "it is measured at every evaluation"
 
 
-def page(plan: Plan, table: Table, ledger: Results, comparison: Comparison | None = None) -> str:
-    """The whole report; without ``comparison`` the pairs are left out."""
+def page(
+    plan: Plan,
+    table: Table,
+    ledger: Results,
+    comparison: Comparison | None = None,
+    evidence: Evidence | None = None,
+    curves: Curves | None = None,
+) -> str:
+    """The whole report; without ``comparison`` the pairs are left out.
+
+    ``evidence`` and ``curves`` are what was read of the results already.
+    """
+    evidence, curves = evidence or Evidence(plan, ledger), curves or Curves(plan, ledger)
+    sections = {
+        "table": ("The table", _main(plan, table)),
+        "pairs": ("What the rows say of each other", _comparison(table, comparison) if comparison is not None else []),
+        "figures": ("Curves", _figures(plan, curves)),
+        "errors": ("Kinds of error", error_sections(plan, evidence)),
+        "images": ("Images that changed most", _images(plan, ledger, evidence)),
+        "cost": ("Cost", _cost(cost.costs(plan, ledger, curves))),
+        "made": ("How it was made", made.section(plan, ledger)),
+    }
+    shown = {key: (title, parts) for key, (title, parts) in sections.items() if parts}
+    links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, (title, _) in shown.items())
     body = [
-        f"<h1>{escape(plan.title)}</h1>",
+        f"<header><h1>{escape(plan.title)}</h1>",
+        f'<p class="lead soft">{escape(_about(plan))}</p>',
         f'<p class="soft">Sweep <code>{escape(plan.key)}</code> · AP in percent, ours at the last checkpoint · '
         f"{_states(table)}</p>",
-        f'<div class="wide">{_table(table)}</div>',
-        '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in notes(plan, table)) + "</ul>",
-        *(_comparison(table, comparison) if comparison is not None else []),
-        *_figures(plan, ledger),
-        "<h2>How it was made</h2>",
-        f"<pre>{escape(plan.command)}</pre>",
-        _made(plan, ledger),
-        *(
-            f"<details><summary>{escape(str(plugin))}</summary><pre>{escape(plugin.source)}</pre></details>"
-            for plugin in plan.plugins
-        ),
+        f"<nav>{links}</nav></header>",
     ]
+    for key, (title, parts) in shown.items():
+        body += [f'<section id="{key}"><h2>{escape(title)}</h2>', *parts, "</section>"]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        # A browser asks for an icon otherwise.
+        '<link rel="icon" href="data:,">'
         f"<title>{escape(plan.title)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(body)
         + "\n</body></html>\n"
     )
 
 
-def _table(table: Table) -> str:
+def _about(plan: Plan) -> str:
+    models = list(dict.fromkeys(map(model_name, plan.rows)))
+    data = list(dict.fromkeys(map(data_name, plan.rows)))
+    seeds = len(dict.fromkeys(row.seed for row in plan.rows))
+    return (
+        f"{len(plan.row_names)} rows, {seeds} seed{'s' * (seeds > 1)} each, "
+        f"{len(plan.trainings)} distinct trainings of {', '.join(models[:4])}"
+        f"{' and others' if len(models) > 4 else ''} on {' and '.join(data[:3])}"
+    )
+
+
+def _main(plan: Plan, table: Table) -> list[str]:
+    return [
+        f'<div class="wide">{_table(plan, table)}</div>',
+        '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in notes(plan, table)) + "</ul>",
+    ]
+
+
+def _table(plan: Plan, table: Table) -> str:
     head = "".join(f'<th class="text">{escape(name)}</th>' for name in ("row", *table.columns))
     head += "".join(f"<th>{escape(metric)}</th>" for metric in table.metrics) + '<th class="text">state</th>'
     lines = []
     for row in table.rows:
-        text = "".join(
-            f'<td class="text">{escape(value)}</td>'
-            for value in (row.name, *(row.show.get(column, "") for column in table.columns))
+        text = f'<th scope="row" class="text">{escape(row.name)}</th>' + "".join(
+            f'<td class="text">{escape(row.show.get(column, ""))}</td>' for column in table.columns
         )
         figures = "".join(_cell(row.cells[metric], bool(row.departures)) for metric in table.metrics)
-        detail = f"<small>{escape(row.detail)}</small>" if row.detail else ""
-        kind = "failed" if row.state == "failed" else "state"
-        state = f'<td class="text"><span class="{kind}">{escape(row.state)}</span>{detail}</td>'
-        lines.append(f'<tr class="{escape(row.state)}">{text}{figures}{state}</tr>')
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        lines.append(f'<tr class="{escape(row.state)}">{text}{figures}{_state(plan, row)}</tr>')
+    return f'<table class="main"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+
+
+def _state(plan: Plan, row: TableRow) -> str:
+    kind = "failed" if row.state == "failed" else "state"
+    parts = [f'<span class="{kind}">{escape(row.state)}</span>']
+    links = [(run_id, run_link(plan, run_id)) for run_id in row.run_ids]
+    shown = " ".join(
+        f'<a href="{escape(link)}" title="run {escape(run_id)}">run {number}</a>'
+        for number, (run_id, link) in enumerate(links, 1)
+        if link
+    )
+    parts += [f"<small>{shown}</small>"] if shown else []
+    parts += [f"<small>{escape(row.detail)}</small>"] if row.detail else []
+    parts += [f'<small class="mark">◆ {escape(row.mark)}</small>'] if row.mark else []
+    return f'<td class="text">{"".join(parts)}</td>'
 
 
 def _cell(cell: Cell, departs: bool) -> str:
+    figure, _, spread = ours(cell).partition(" ")
+    mine = f'<span class="ours">{escape(figure)}</span>' + (f"<small>{escape(spread)}</small>" if spread else "")
     if cell.paper is None:
-        return f"<td>{escape(ours(cell))}</td>"
-    text = difference(cell)
-    # A colour would judge; what isn't the paper's recipe isn't judged by it.
-    if cell.difference is not None and not departs:
-        text = f'<span class="{"up" if cell.difference >= 0 else "down"}">{escape(text)}</span>'
-    beside = f"paper {escape(paper(cell))}" + ("" if cell.difference is None else f", {text}")
-    return f"<td>{escape(ours(cell)) if cell.ours else UNDEFINED}<small>{beside}</small></td>"
+        return f"<td>{mine}</td>"
+    beside = f"<small>paper {escape(paper(cell))}</small>"
+    if cell.difference is not None:
+        # What isn't the paper's recipe isn't judged by it: its differences have a colour, but no ground.
+        kind = "up" if cell.difference >= 0 else "down"
+        judged = "" if departs else " judged"
+        beside += f'<span class="delta {kind}{judged}">{escape(difference(cell))}</span>'
+    return f"<td>{mine}{beside}</td>"
 
 
 def _comparison(table: Table, comparison: Comparison) -> list[str]:
-    parts = ["<h2>What the rows say of each other</h2>"] if comparison.pairs else []
+    parts = []
     if comparison.pairs:
+        drawn = forest(comparison)
+        if drawn:
+            parts += [
+                drawn,
+                '<p class="caption">Dot and line: our difference with its 95 % interval over seeds; broad: from these '
+                "images only. Diamond and thin line: the paper's difference and what a second run of it would come "
+                "to.</p>",
+            ]
         head = "".join(f"<th{_class(name)}>{escape(name)}</th>" for name in HEAD)
         lines = "".join(
             "<tr>"
@@ -110,7 +164,7 @@ def _comparison(table: Table, comparison: Comparison) -> list[str]:
 
 
 def _class(column: str) -> str:
-    return ' class="text"' if column in TEXT else ""
+    return f' class="text{" wider" if column == "size" else ""}"' if column in TEXT else ""
 
 
 def _states(table: Table) -> str:
@@ -121,46 +175,63 @@ def _states(table: Table) -> str:
     return ", ".join(counts)
 
 
-def _figures(plan: Plan, ledger: Results) -> list[str]:
+def _figures(plan: Plan, curves: Curves) -> list[str]:
     parts: list[str] = []
-    for figure in plan.figures:
-        drawn = curves(plan, ledger, figure.metric, [row for row in figure.rows if row in plan.row_names])
-        parts.append(f"<h2>{escape(figure.name)}: {escape(figure.metric)} over the steps</h2>")
-        if not drawn:
-            parts.append(f"<p>There are no values of {escape(figure.metric)} yet.</p>")
-            continue
-        parts.append(svg(figure.metric, drawn))
-        if figure.metric == "loss_reg" and len(drawn) > 1:
-            parts.append(
-                "<p>Read regression losses of different assignments with care: combined IoUs choose positives whose "
-                "predicted boxes already fit, so their loss is lower by choice and not only by better boxes.</p>"
-            )
+    explained = False
+    for wanted in plan.figures:
+        rows = [row for row in wanted.rows if row in plan.row_names]
+        drawn = [_drawn(curves, wanted.name, wanted.metric, rows)]
+        if wanted.metric == "loss_reg":
+            drawn.append(_drawn(curves, f"{wanted.name}, on fixed positives", FIXED, rows))
+        parts.append(f'<div class="figures">{"".join(drawn)}</div>')
+        if wanted.metric == "loss_reg" and len(rows) > 1 and not explained:
+            parts.append(f"<p>{escape(FIXED_SENTENCE)}</p>")
+            explained = True
     return parts
 
 
-def _made(plan: Plan, ledger: Results) -> str:
-    head = ("row", "seed", "identity", "iterations", "time", "attempts", "hardware", "what the row sets", "run")
+def _drawn(curves: Curves, title: str, metric: str, rows: Sequence[str]) -> str:
+    lines = curves.lines(metric, rows)
+    if lines:
+        return figure(title, metric, lines)
+    later = f"; {FIGURE_KEY}" if metric == FIXED else ""
+    return (
+        f"<figure><figcaption><b>{escape(title)}</b></figcaption>"
+        f"<p>There are no values of {escape(metric)} yet{later}.</p></figure>"
+    )
+
+
+def _images(plan: Plan, ledger: Results, evidence: Evidence) -> list[str]:
+    found = changed.sections(plan, ledger, evidence)
+    if not found:
+        return []
+    key = (
+        '<p class="key">Boxes:<i class="truth"></i>annotated<i class="lost"></i>annotated, not found'
+        '<i class="first"></i>found by the row<i class="wrong"></i>an error. Their classes and scores show when the '
+        "mouse rests on them.</p>"
+    )
+    how = (
+        "<p>An error is a box that wasn't found or a detection that found none, both as counted above. These are the "
+        "images where the two rows' numbers of errors differ most, half of them in favour of each: extremes, chosen by "
+        "looking at the results, not what is usual.</p>"
+    )
+    return [how, key, *found]
+
+
+def _cost(found: Sequence[RowCost]) -> list[str]:
+    names = "".join(f"<th{_left(name)}>{escape(name)}</th>" for name in cost.HEAD)
     lines = []
-    for row in plan.rows:
-        record = ledger.record(row.identity)
-        hardware = ", ".join(f"{key} {value}" for key, value in record.hardware.items())
-        sets = ", ".join(f"{key}: {_value(value)}" for key, value in row.differences.items())
-        cells = (
-            *(row.row, str(row.seed), row.identity, f"{row.config.schedule.max_iterations:,}"),
-            UNDEFINED if record.seconds is None else f"{record.seconds / 60:,.1f} min",
-            *(str(record.attempts), hardware or UNDEFINED, sets or UNDEFINED),
-            ledger.run_id(plan.key, row.row, row.seed) or UNDEFINED,
+    for row in found:
+        first, *others = cost.cells(row)
+        each = "".join(
+            f"<td{_left(name)}>{escape(cell)}</td>" for name, cell in zip(cost.HEAD[1:], others, strict=True)
         )
-        lines.append("<tr>" + _text_cells(cells) + "</tr>")
-    names = "".join(f'<th class="text">{escape(name)}</th>' for name in head)
-    return f'<div class="wide"><table><thead><tr>{names}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        lines.append(f'<tr><th scope="row" class="text">{escape(first)}</th>{each}</tr>')
+    return [
+        f'<div class="wide"><table><thead><tr>{names}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>',
+        f"<p>{escape(cost.said(found))}</p>",
+    ]
 
 
-def _text_cells(cells: Sequence[str]) -> str:
-    return "".join(f'<td class="text">{escape(cell)}</td>' for cell in cells)
-
-
-def _value(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)
+def _left(name: str) -> str:
+    return ' class="text"' if name in ("row", "on") else ""

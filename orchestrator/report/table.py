@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.departures import other_than_paper
 from orchestrator.plan import Plan
+from orchestrator.report.hardware import marks
 from orchestrator.results import Mean, Results, mean, result_rows
 from orchestrator.spec import METRICS
 
@@ -40,6 +41,8 @@ class TableRow:
     run_ids: tuple[str, ...] = ()
     departures: tuple[str, ...] = ()
     """Keys in which it is not what the paper did."""
+    mark: str = ""
+    """Hardware or versions of its trainings, where they aren't what most of the table has."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def make_table(plan: Plan, ledger: Results) -> Table:
     tested = tested or any(key.startswith("test_") for key in stated)
     metrics: tuple[str, ...] = (*METRICS, *(f"test_{metric}" for metric in METRICS if tested))
     rows: list[TableRow] = []
+    marked = marks(plan, ledger)
     for name in plan.row_names:
         pairs = [(row, entry) for row, entry in zip(plan.rows, entries, strict=True) if row.row == name]
         first = pairs[0][0]
@@ -96,6 +100,7 @@ def make_table(plan: Plan, ledger: Results) -> Table:
                 detail="; ".join(details),
                 run_ids=tuple(entry["run_id"] for _, entry in pairs if entry["run_id"]),
                 departures=other_than_paper(first),
+                mark=marked.get(name, ""),
             )
         )
     for quoted in plan.quoted:
@@ -151,6 +156,12 @@ def notes(plan: Plan, table: Table) -> list[str]:
         )
     elif table.seeds > 1:
         found.append("Several seeds: mean ± standard deviation, and in brackets the number of trainings.")
+    if any(row.mark for row in table.rows):
+        found.append(
+            "◆ Not trained on the hardware, or with the versions, of most rows: "
+            + "; ".join(f"{row.name} ({row.mark})" for row in table.rows if row.mark)
+            + ". Speeds can't be compared, and results may differ by rounding."
+        )
     blind = list(dict.fromkeys(row.test.split for row in plan.rows if row.test and not row.test.annotated))
     if blind:
         found.append(

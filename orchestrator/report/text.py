@@ -10,8 +10,12 @@ from collections.abc import Sequence
 
 from orchestrator.comparison import Comparison
 from orchestrator.plan import Plan
+from orchestrator.report import cost, errors
+from orchestrator.report.cost import RowCost
+from orchestrator.report.evidence import RowErrors
 from orchestrator.report.pairs import HEAD, TEXT, order_note, pair_cells, pair_notes
 from orchestrator.report.table import UNDEFINED, Table, difference, notes, ours, paper
+from orchestrator.runs import without_secrets
 
 
 def terminal(plan: Plan, table: Table, comparison: Comparison | None = None) -> str:
@@ -66,8 +70,14 @@ def _comparison_notes(table: Table, comparison: Comparison) -> list[str]:
     return [*pair_notes(comparison), *([order] if order else [])]
 
 
-def markdown(plan: Plan, table: Table, comparison: Comparison | None = None) -> str:
-    """The table for a document: ours, the paper's and the difference in one cell."""
+def markdown(
+    plan: Plan,
+    table: Table,
+    comparison: Comparison | None = None,
+    found: Sequence[RowErrors] = (),
+    spent: Sequence[RowCost] = (),
+) -> str:
+    """The table for a document: ours, the paper's and the difference in one cell; errors and cost, if given."""
     head = ["row", *table.columns, *table.metrics, "state"]
     lines = [f"# {_escaped(plan.title)}", "", f"Sweep `{plan.key}`. Ours / paper / difference, in percent.", ""]
     lines += [
@@ -90,7 +100,15 @@ def markdown(plan: Plan, table: Table, comparison: Comparison | None = None) -> 
         lines += [""]
     if comparison is not None and (said := _comparison_notes(table, comparison)):
         lines += [*(f"- {_escaped(note)}" for note in said), ""]
-    lines += ["Made by", "", f"    {plan.command}"]
+    if found:
+        lines += ["## Kinds of error", "", _line(errors.HEAD), _line(["---", *["---:"] * (len(errors.HEAD) - 1)])]
+        lines += [_line([_escaped(cell) for cell in errors.cells(row)]) for row in found]
+        lines += ["", *(f"- {_escaped(note)}" for note in (errors.DEFINITIONS, *errors.missing(found))), ""]
+    if spent:
+        lines += ["## Cost", "", _line(cost.HEAD), _line(["---", *["---:"] * (len(cost.HEAD) - 2), "---"])]
+        lines += [_line([_escaped(cell) for cell in cost.cells(row)]) for row in spent]
+        lines += ["", f"- {_escaped(cost.said(spent))}", ""]
+    lines += ["Made by", "", f"    {without_secrets(plan.command)}"]
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from detector.data.store import Store
+from detector.error_kinds import ErrorKinds
+from orchestrator import journal
+from orchestrator.curves import Index
 from orchestrator.plan import Plan
 from orchestrator.record import Record
 from orchestrator.resampling import Resampled
@@ -79,6 +83,8 @@ class MemoryLedger:
         self.reused: dict[tuple[str, int], str] = {}
         self.seen: list[tuple[int, ...]] = []
         self.resamples: dict[str, Resampled] = {}
+        self.errors: dict[str, ErrorKinds] = {}
+        self.splits: dict[str, Store] = {}
 
     def state(
         self, plan: Plan, row: str, state: str, *, seed: int = 0, error: str | None = None, **metrics: float | None
@@ -114,6 +120,18 @@ class MemoryLedger:
         table = {key: dict(journal.get(key, [])) for key in keys}
         steps = sorted({step for values in table.values() for step in values})
         return steps, {key: [table[key].get(step) for step in steps] for key in keys}
+
+    def curves(self, identity: str) -> Index:
+        index = Index()
+        for key, values in self.journals.get(identity, {}).items():
+            index.take(journal.line(step, "train", {key: value}).rstrip() for step, value in values)
+        return index
+
+    def examined(self, identity: str, key: str, split_digest: str) -> ErrorKinds | str:
+        return self.errors.get(identity, "its detections are not in the storage")
+
+    def split(self, split_digest: str) -> Store | str:
+        return self.splits.get(split_digest, "its converted images are no longer in the storage")
 
     def looks(self, sweep_key: str) -> list[tuple[int, ...]]:
         return list(self.seen)

@@ -11,11 +11,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
-from orchestrator.report.figures import curves, svg
+from orchestrator.report.figures import Curves, Line, caption, smoothed, svg
 from orchestrator.report.page import page
 from orchestrator.report.table import make_table, notes
 from orchestrator.report.text import comma_separated, markdown
@@ -177,19 +178,26 @@ def test_the_best_is_the_first_with_the_highest_defined_ap(plan: Plan) -> None:
 
 
 class _Strict(HTMLParser):
-    """Every tag is closed, and nothing is fetched from anywhere."""
+    """Every tag is closed, and nothing is fetched from anywhere: links lead to runs or to sections of the page."""
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: list[str] = []
+        self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag not in ("script", "link", "iframe", "img")
+        assert tag not in ("script", "iframe", "img", "object", "embed", "form")
         for name, value in attrs:
-            assert name not in ("src", "href", "onload", "onerror", "onclick"), (tag, name, value)
+            assert name != "src"
+            assert not name.startswith("on"), (tag, name, value)
+            if name == "href":
+                assert value is not None
+                allowed = {"a": ("#", "http://127.0.0.1:5000/#/runs/"), "link": ("data:",), "use": ("#",)}
+                assert value.startswith(allowed.get(tag, ("data:image/jpeg;base64,",))), (tag, value)
+                self.links += [value] if tag == "a" else []
         self.tags.append(tag)
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "link"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -219,46 +227,85 @@ def test_the_page_is_whole_offline_and_escaped(plan: Plan) -> None:
     assert "svg" in reader.tags
     assert "<script" not in text
     assert text.count("&lt;script&gt;") >= 6
-    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "#figures" in reader.links
     document = markdown(evil, make_table(evil, ledger))
     assert "<script" not in document.split("Made by\n\n    ")[0]
     assert "\x1b" not in terminal_table(replace(plan, rows=(replace(plan.rows[0], row="a\x1b[31m"),)), ledger)
 
 
-def test_figures_average_the_seeds_of_a_row(tmp_path: Path) -> None:
+def test_figures_average_the_seeds_of_a_row_and_show_how_far_they_are_apart(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, seeds=(0, 1))
     ledger = MemoryLedger()
     for seed, values in enumerate(([(20, 1.0), (40, 0.5)], [(20, 3.0), (40, None)])):
         ledger.journals[ledger.state(plan, "1:1", "running", seed=seed)] = {"loss_reg": list(values)}
-    found = curves(plan, ledger, "loss_reg", ["1:1", "D_up:1"])
-    assert [(curve.name, curve.steps, curve.values) for curve in found] == [("1:1", (20, 40), (2.0, 0.5))]
+    (line,) = Curves(plan, ledger).lines("loss_reg", ["1:1", "D_up:1"])
+    assert (line.name, line.seeds) == ("1:1", 2)
+    assert line.steps.tolist() == [20, 40]
+    assert line.raw.tolist() == line.smooth.tolist() == [2.0, 0.5]
+    assert (line.low.tolist(), line.high.tolist()) == ([1.0, 0.5], [3.0, 0.5])
+
+
+def line_of(name: str, steps: list[float], values: list[float]) -> Line:
+    at, value = np.array(steps), np.array(values)
+    return Line(name, at, value, value, value, value, 1, 1)
 
 
 def test_a_curve_is_drawn_to_scale() -> None:
-    from orchestrator.report.figures import Curve
-
-    text = svg("loss", [Curve("a", (0.0, 50.0, 100.0), (1.0, 2.0, 3.0))])
+    text = svg("loss", [line_of("a", [0.0, 50.0, 100.0], [1.0, 2.0, 3.0])])
     points = re.search(r'points="([^"]+)"', text)
     assert points is not None
     (x0, y0), (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in points[1].split())
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
     assert y0 - y1 == pytest.approx(y1 - y2, abs=0.11)
-    assert y0 > y2
-    assert (x0, x2, y0, y2) == (64, 704, 316, 16)
-    assert "logarithmic" not in text
-    assert "logarithmic" in svg("loss", [Curve("a", (0.0, 1.0), (0.01, 100.0))])
-    assert "circle" in svg("AP", [Curve("a", (100.0,), (40.0,))])
-    assert svg("AP", [Curve("a", (1.0, 2.0), (0.0, 0.0))]).count("polyline") == 1
+    assert (x0, x2) == (58, 614)
+    # The plot is 286 high, and 3 % of the range are left free on both sides.
+    assert (y0, y2) == pytest.approx((298 - 286 * 0.03 / 1.06, 12 + 286 * 0.03 / 1.06), abs=0.06)
+    wide = [line_of("a", [0.0, 1.0], [0.01, 100.0])]
+    assert "(logarithmic)" in caption("loss", wide)
+    # From 1e-2 to 1e2 in the middle is 1, which is where the axis says 1.
+    assert ">1</text>" in svg("loss", wide)
+    assert "circle" in svg("AP", [line_of("a", [100.0], [40.0])])
+    assert svg("AP", [line_of("a", [1.0, 2.0], [0.0, 0.0])]).count("polyline") == 1
+
+
+def test_a_smoothed_curve_lags_nowhere() -> None:
+    straight = np.arange(100.0)
+    assert smoothed(straight) == pytest.approx(straight)
+    noise = np.random.default_rng(0).normal(size=3000)
+    assert smoothed(noise)[100:-100].std() == pytest.approx(noise.std() / math.sqrt(15), rel=0.1)
+    by_hand = [sum(noise[i - 7 : i + 8]) / 15 for i in range(50, 60)]
+    assert smoothed(noise)[50:60] == pytest.approx(by_hand)
+    assert smoothed(noise[:10]) is not None
+    assert smoothed(noise[:10]).tolist() == noise[:10].tolist()
 
 
 def test_long_journals_are_thinned_to_what_can_be_seen(plan: Plan) -> None:
     ledger = MemoryLedger()
     identity = ledger.state(plan, "1:1", "running")
-    ledger.journals[identity] = {"loss_reg": [(step, float(step)) for step in range(90_000)]}
-    (curve,) = curves(plan, ledger, "loss_reg", ["1:1"])
-    assert len(curve.steps) == 400
-    assert curve.steps[0] == curve.values[0] == 112.0
+    ledger.journals[identity] = {"loss_reg": [(step, float(step)) for step in range(1, 90_001)]}
+    (line,) = Curves(plan, ledger).lines("loss_reg", ["1:1"])
+    assert len(line.steps) == 300
+    assert line.raw == pytest.approx(line.steps, abs=150)
+    assert line.width == pytest.approx(300, rel=0.01)
     assert len(page(plan, make_table(plan, ledger), ledger)) < 100_000
+
+
+def test_the_loss_on_fixed_positives_stands_beside_the_regression_loss(plan: Plan) -> None:
+    ledger = MemoryLedger()
+    for name in ("1:1", "D_up:1"):
+        journal: dict[str, list[tuple[int, float | None]]] = {"loss_reg": [(20, 1.0), (40, 0.5)]}
+        ledger.journals[ledger.state(plan, name, "running")] = journal
+    text = page(plan, make_table(plan, ledger), ledger)
+    assert "There are no values of loss_reg_fixed yet; it is measured at every evaluation." in text
+    assert "choose positives whose predicted boxes already fit" in text
+    for journal in ledger.journals.values():
+        journal["loss_reg_fixed"] = [(20, 0.75), (40, 0.25)]
+    text = page(plan, make_table(plan, ledger), ledger)
+    assert "There are no values" not in text
+    assert text.count('<svg class="plot"') == 2
+    assert 'aria-label="loss_reg_fixed over steps"' in text
 
 
 def test_the_report_is_written_whole(plan: Plan) -> None:

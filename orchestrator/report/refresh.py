@@ -1,0 +1,59 @@
+"""The report while its sweep runs: written anew now and then, in the background, when something has happened."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from types import TracebackType
+
+from orchestrator.lease import LeaseLostError
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan
+from orchestrator.report import write_report
+
+EVERY_S = 60.0
+SHARE = 0.05
+"""Of one core at most: a report that takes long is written more seldom."""
+END_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class Refresh:
+    """Keeps the report of ``plan`` up to date inside a ``with``. It never ends a sweep: what goes wrong is logged."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, every: float = EVERY_S) -> None:
+        self._plan, self._ledger, self._every = plan, ledger, every
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="report", daemon=True)
+        self._seen: object = None
+
+    def __enter__(self) -> Refresh:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join(END_S)
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stop.wait(pause):
+            began = time.monotonic()
+            try:
+                self._write()
+            except LeaseLostError:
+                return  # the sweep, and its report, are another driver's
+            except Exception:
+                log.exception("the report of %s could not be written while it runs", self._plan.key)
+            pause = max(self._every, (time.monotonic() - began) / SHARE)
+
+    def _write(self) -> None:
+        records = (self._ledger.record(row.identity, row.evaluations) for row in self._plan.rows)
+        now = [(record.state, record.step, record.attempts) for record in records]
+        if now == self._seen:
+            return
+        self._ledger.check()
+        self._ledger.publish(write_report(self._plan, self._ledger).values())
+        self._seen = now
