@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from detector.errors import InputError, UnreachableError
 from detector.foreign.published import fetch_published, is_published
@@ -38,12 +38,18 @@ def default_tracking_uri() -> str:
     return f"sqlite:///{storage}/mlflow.db"
 
 
-def without_secrets(uri: str) -> str:
-    """``uri`` without user and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+_PASSWORD = re.compile(r"(?<=://)[^/\s@:]*:(?!\d+(?:[/?#\s'\")]|$))\S*@")
+_USER = re.compile(r"(?<=://)[^/\s]*@")
+_QUERY = re.compile(r"([?&;][\w.-]*(?:password|passwd|pwd|token|secret|key)[\w.-]*=)[^&;\s'\")]+", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """``text``, an address or a sentence with addresses in it, without users, passwords and keys.
+
+    >>> without_secrets("postgresql://me:p@ss/word@db:5432/mlflow?sslpassword=x")
+    'postgresql://db:5432/mlflow?sslpassword=...'
+    """
+    return _QUERY.sub(r"\1...", _USER.sub("", _PASSWORD.sub("", text)))
 
 
 def _download(uri: str, tracking_uri: str) -> Path:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from detector.errors import InputError
 from detector.keys import Setting
+from detector.origins import without_secrets
 from orchestrator.identity import digest
 from orchestrator.storage import check_scheme
 
@@ -102,7 +103,7 @@ def command_line(module: str, request: SweepRequest) -> str:
     if request.storage is not None:
         words += ["--storage", request.storage]
     # A password is never shown; it stays in $MLFLOW_TRACKING_URI.
-    if request.tracking_uri is not None and "@" not in request.tracking_uri:
+    if request.tracking_uri is not None and without_secrets(request.tracking_uri) == request.tracking_uri:
         words += ["--tracking-uri", request.tracking_uri]
     return shlex.join(words)
 

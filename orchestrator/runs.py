@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detector.errors import UnreachableError
+from detector.origins import without_secrets
 from orchestrator.files import locked
 from orchestrator.ledger import Ledger
+from orchestrator.run_tags import sweep_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -123,7 +125,7 @@ class RunStore:
             logging.getLogger(name).setLevel(logging.ERROR)
         uri = self.plan.tracking_uri
         with _first_to_open(uri):
-            client: Any = _Persistent(MlflowClient(tracking_uri=uri))
+            client: Any = _Persistent(MlflowClient(tracking_uri=uri, registry_uri=uri))
             self._client = client
             found = self.client.get_experiment_by_name(self.plan.name)
             if found is None:
@@ -147,8 +149,7 @@ class RunStore:
         run = self.verified(self.ledger.parent_run_id(self.plan.key), tags)
         run = run or next((run for run in self.search() if has(run, tags)), None)
         if run is None:
-            described = {"title": self.plan.title, "profile": self.plan.profile or "", "command": self.plan.command}
-            run = self.create(self.plan.key, tags | described)
+            run = self.create(self.plan.key, tags | sweep_tags(self.plan))
         elif run.info.status != "RUNNING":
             self.client.update_run(run.info.run_id, status="RUNNING")
         self.ledger.remember_run(self.plan.key, run.info.run_id)
@@ -236,8 +237,10 @@ class RunStore:
 
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
         """Writes ``tags`` over what the run has."""
-        for key, value in tags.items():
-            self.client.set_tag(run_id, key, value)
+        from mlflow.entities import RunTag
+
+        if tags:
+            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def log_metrics(self, run_id: str, metrics: list[Metric]) -> None:
         """Writes points, ``BATCH`` at a time."""
@@ -266,11 +269,6 @@ def _artifacts(uri: str, plan: Plan) -> str | None:
         return None
     folder = plan.storage if plan.uri is None else Path(os.path.abspath(uri.removeprefix("sqlite:///"))).parent
     return (folder / "mlartifacts").as_uri()
-
-
-def without_secrets(uri: str) -> str:
-    """``uri`` without user and password."""
-    return re.sub(r"//[^/@\s]+@", "//", uri)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from detector.document import listed
 from detector.errors import InputError
+from detector.origins import without_secrets
 from orchestrator.dry_run import describe
 from orchestrator.history import MOST
 from orchestrator.identity import deciding, digest
@@ -24,7 +25,6 @@ from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
 from orchestrator.request import resolve_storage, resolve_tracking_uri
 from orchestrator.results import best, result_rows
-from orchestrator.runs import without_secrets
 
 EXIT_STATUSES = """exit status:
   0  every row has its result
