@@ -45,7 +45,8 @@ class AwayError(UnreachableError):
 class _Persistent:
     """MLflow's client, whose requests are tried again for a moment where the server says that it can't now.
 
-    Not the making of a run, which ``RunStore.create`` does: it may have been made although the answer said otherwise.
+    Not the making of a run, which ``RunStore.create`` does, or of a model's version: it may have been made although
+    the answer said otherwise.
     """
 
     def __init__(self, client: MlflowClient) -> None:
@@ -53,7 +54,7 @@ class _Persistent:
 
     def __getattr__(self, name: str) -> Any:
         request = getattr(self._client, name)
-        if name == "create_run" or not callable(request):
+        if name in ("create_run", "create_model_version") or not callable(request):
             return request
 
         def persistent(*args: Any, **options: Any) -> Any:

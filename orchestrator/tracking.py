@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detector.origins import without_secrets
-from orchestrator import artifacts, journal
+from orchestrator import artifacts, journal, registry
 from orchestrator.files import read_json
 from orchestrator.lease import LeaseLostError
 from orchestrator.ledger import Ledger
@@ -147,6 +147,8 @@ class Tracker:
         while True:
             try:
                 self.push()
+                if parent_status == "FINISHED" and registry.register(self.store, self.plan, self.ledger):
+                    self._rewrite_report()
                 self.store.log_report()
                 self.store.drop_doubles()
                 self.client.update_run(self.store.parent, status=parent_status)
@@ -162,6 +164,11 @@ class Tracker:
                     )
                 self._note_away(reason(error), f"waiting up to {patience:g} s for it")
                 time.sleep(min(RETRY_S, max(0.1, until - time.monotonic())))
+
+    def _rewrite_report(self) -> None:
+        from orchestrator.report import write_report
+
+        self.ledger.publish(write_report(self.plan, self.ledger).values())
 
     def abandon(self, patience: float = KILL_S) -> None:
         """After an interruption: what was running is KILLED within ``patience`` seconds, or by the next command."""
@@ -300,6 +307,10 @@ class Tracker:
         self.ledger.remember_run(self.plan.key, found.info.run_id, row.row, row.seed)
         known = found.data.params
         self.store.log_params(run.run_id, {key: value for key, value in params(row).items() if key not in known})
+        if "complete" not in found.data.tags:
+            there = artifacts.present(self.store, run.run_id)
+            kept = self._kept(record, "basis.json")
+            artifacts.log_configuration(self.store, run.run_id, row.config.model_dump(mode="json"), kept, there)
         if inputs := data_inputs(row, found):
             self.client.log_inputs(run.run_id, datasets=inputs)
         run.marked = found.data.tags.get("complete") == record.training
