@@ -67,7 +67,10 @@ def _download(uri: str, tracking_uri: str) -> Path:
         # MLflow would make an empty store there.
         raise InputError(f"{uri}: there is no MLflow store at {shown}; give tracking_uri, or set MLFLOW_TRACKING_URI")
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri))
+        # Without its own address MLflow would look for registered models in another store.
+        registry = os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri
+        found = mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri, registry_uri=registry)
+        return Path(found)
     except MlflowException as error:
         reason = without_secrets(str(error).splitlines()[0])
         if "API request" in reason or "Max retries" in reason or "Connection" in reason:

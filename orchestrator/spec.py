@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -94,6 +95,10 @@ class Register(Section):
     """What the winner has most of, on the validation split."""
 
 
+# Every class with an abstract base has a method of that name, which nobody calls here.
+warnings.filterwarnings("ignore", 'Field name "register" in "_SweepFile" shadows', UserWarning)
+
+
 class _SweepFile(Section):
     name: str
     title: str
@@ -106,8 +111,7 @@ class _SweepFile(Section):
     compare: list[tuple[Text, Text]] = Field(default_factory=list)
     seeds: list[Seed] = Field(default_factory=lambda: [0])
     figures: list[Figure] = Field(default_factory=list)
-    # pydantic's classes have a method called register.
-    registered: Register | None = Field(default=None, alias="register")
+    register: Register | None = None
 
 
 @dataclass(frozen=True)
@@ -192,9 +196,9 @@ def load_spec(name: str, *, beside: Path | None = None, within: tuple[Path, ...]
             "digits, dots, dashes and underscores"
         )
     _check_seeds(said.seeds, document.where(("seeds",)))
-    if said.registered is not None and not _MODEL_NAME.fullmatch(said.registered.name):
+    if said.register is not None and not _MODEL_NAME.fullmatch(said.register.name):
         raise InputError(
-            f"{document.where(('register', 'name'))}: register.name is {short(said.registered.name)}, but "
+            f"{document.where(('register', 'name'))}: register.name is {short(said.register.name)}, but "
             "models:/NAME@best must name it; use up to 200 letters, digits, dots, dashes, underscores and inner spaces"
         )
     included = [
@@ -222,7 +226,7 @@ def load_spec(name: str, *, beside: Path | None = None, within: tuple[Path, ...]
         seeds=tuple(said.seeds),
         figures=(*said.figures, *(figure for spec in included for figure in _prefixed_figures(spec))),
         plugins=tuple(dict.fromkeys((*plugins, *(plugin for spec in included for plugin in spec.plugins)))),
-        register=said.registered,
+        register=said.register,
     )
 
 
