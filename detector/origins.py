@@ -67,10 +67,9 @@ def _download(uri: str, tracking_uri: str) -> Path:
         # MLflow would make an empty store there.
         raise InputError(f"{uri}: there is no MLflow store at {shown}; give tracking_uri, or set MLFLOW_TRACKING_URI")
     try:
-        # Without its own address MLflow would look for registered models in another store.
-        registry = os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri
-        found = mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri, registry_uri=registry)
-        return Path(found)
+        return Path(
+            mlflow.artifacts.download_artifacts(artifact_uri=_place(uri, tracking_uri), tracking_uri=tracking_uri)
+        )
     except MlflowException as error:
         reason = without_secrets(str(error).splitlines()[0])
         if "API request" in reason or "Max retries" in reason or "Connection" in reason:
@@ -80,3 +79,20 @@ def _download(uri: str, tracking_uri: str) -> Path:
         # A file that is no database, a store of another version: each raises something of its own.
         reason = without_secrets(" ".join(str(error).split()))[:200]
         raise UnreachableError(f"{uri} could not be fetched from the MLflow store {shown}: {reason}") from error
+
+
+def _place(uri: str, tracking_uri: str) -> str:
+    """Where the artifacts of a registered model's version lie; another ``uri`` is its own.
+
+    MLflow itself looks for ``models:/`` in the store that its process uses, whatever it is told.
+    """
+    found = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))/?", uri)
+    if found is None:
+        return uri
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=tracking_uri)
+    name, alias, version = found.groups()
+    if alias is not None:
+        version = str(client.get_model_version_by_alias(name, alias).version)
+    return client.get_model_version_download_uri(name, version)

@@ -126,8 +126,7 @@ class RunStore:
             logging.getLogger(name).setLevel(logging.ERROR)
         uri = self.plan.tracking_uri
         with _first_to_open(uri):
-            registry = os.environ.get("MLFLOW_REGISTRY_URI") or uri
-            client: Any = _Persistent(MlflowClient(tracking_uri=uri, registry_uri=registry))
+            client: Any = _Persistent(MlflowClient(tracking_uri=uri))
             self._client = client
             found = self.client.get_experiment_by_name(self.plan.name)
             if found is None:
