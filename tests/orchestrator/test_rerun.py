@@ -120,7 +120,7 @@ def test_what_is_no_run_of_a_row_is_refused(tracked, tmp_path):
     place = {"storage": str(tmp_path / "elsewhere"), "tracking_uri": plan.tracking_uri}
     with pytest.raises(InputError, match=r'--rerun is "best", but an MLflow run.s id has 32'):
         make_plan(SweepRequest("", rerun="best", **place))
-    with pytest.raises(InputError, match=r"mlflow.db has no run 0{32}; name its store by --tracking-uri"):
+    with pytest.raises(InputError, match=r"there is no run 0{32} in .*mlflow.db; name its store by --tracking-uri"):
         make_plan(SweepRequest("", rerun="0" * 32, **place))
     parent = Ledger(storage).parent_run_id(plan.key)
     with pytest.raises(InputError, match="is not one of a row and seed"):
@@ -134,11 +134,9 @@ def test_a_stored_plug_in_is_never_executed(tracked, tmp_path):
     client = MlflowClient(plan.tracking_uri)
     config = plan.rows[1].config.model_dump(mode="json")
     source = "raise SystemExit('executed')\nASSIGNERS = {'mine': 1}\n"
-    config["plugins"] = [
-        {"file": "mine.py", "source": source, "name": "mine", "provides": ["assigner"], "digest": "0" * 64}
-    ]
+    config["plugins"] = [{"file": "mine.py", "source": source, "name": "mine", "provides": ["assigner"]}]
     client.log_dict(request.rerun, config, "config.json")
-    with pytest.raises(InputError, match="plug-in|plugins"):
+    with pytest.raises(InputError, match=r"uses a plug-in .mine.py., and no stored code is executed"):
         make_plan(request)
 
 
@@ -146,8 +144,7 @@ def test_a_stored_plug_in_is_never_executed(tracked, tmp_path):
     "uri",
     ["http://me:hunter2@127.0.0.1:9", "http://me:hun/ter@hunter2@127.0.0.1:9", "http://127.0.0.1:9?password=hunter2"],
 )
-def test_a_password_is_never_shown(tracked, tmp_path, uri, monkeypatch):
-    plan, _ = tracked
+def test_a_password_is_never_shown(tmp_path, uri, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     request = SweepRequest("sweeps/table3.yaml", storage=str(tmp_path), tracking_uri=uri)
     assert "hunter2" not in command_line("sweep", request)
