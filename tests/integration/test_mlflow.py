@@ -77,7 +77,11 @@ def what_is_there(plan) -> dict:
         }
     versions = client.search_model_versions("name = 'detector'")
     found["versions", ""] = {
-        int(v.version): (v.tags, v.description, sorted(client.get_registered_model("detector").aliases.items()))
+        int(v.version): (
+            v.tags,
+            v.description,
+            {k: int(v) for k, v in client.get_registered_model("detector").aliases.items()},
+        )
         for v in versions
     }
     return found
@@ -120,7 +124,7 @@ def test_a_served_model_answers_the_request_of_the_page(swept, tmp_path):
     environment = {"MLFLOW_TRACKING_URI": swept.tracking_uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
     path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with running(words, f"http://127.0.0.1:{port}/ping", tmp_path / "serve.log", **environment, **path):
-        # The recipe's own rule, so that an untrained model finds something.
+        # By its recipe's own rule the untrained model finds something.
         asked = curl.replace("5001", port).replace('"score_threshold": 0.3', '"score_threshold": 0.0')
         for text, least in ((curl.replace("5001", port), 0), (asked, 1)):
             done = subprocess.run(["bash", "-euc", text], cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -17,8 +17,11 @@ from orchestrator.dataset import SplitFacts
 from orchestrator.evaluation import sheet_name
 from orchestrator.ledger import Ledger
 from orchestrator.plan import make_plan as planned
+from orchestrator.report.page import page
+from orchestrator.report.table import make_table
 from orchestrator.request import SweepRequest
 from orchestrator.run_tags import params, row_tags, sweep_tags, training_tags
+from orchestrator.sweep import closing_lines
 from tests.orchestrator.test_tracking import (  # noqa: F401
     STEPS,
     begin,
@@ -150,6 +153,18 @@ def test_parameters_that_differ_are_those_that_the_table_varies(tmp_path, table)
         assert differing <= {key for row in rows for key in row.differences}
         if len(rows) > 1:
             assert differing
+
+
+def test_a_password_of_the_tracking_server_stands_nowhere(tmp_path):
+    uri = "http://me:hunter2@127.0.0.1:9?token=hunter2"
+    request = SweepRequest("sweeps/table3.yaml", profile="laptop", storage=str(tmp_path), tracking_uri=uri)
+    plan = planned(request, "describe")
+    row = plan.rows[0]
+    ledger = Ledger(tmp_path)
+    shown = [str(sweep_tags(plan)), str(row_tags(plan, row, None)), str(params(row)), plan.command]
+    shown += [page(plan, make_table(plan, ledger), ledger), closing_lines(plan, ledger, tmp_path / "report.html")]
+    assert plan.tracking_uri == uri
+    assert not [text for text in shown if "hunter2" in text]
 
 
 def test_notes_show_names_letter_by_letter(storage):  # noqa: F811

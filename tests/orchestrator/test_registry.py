@@ -20,6 +20,7 @@ from tests.orchestrator.test_tracking import STEPS, begin, empty_database, make_
 
 VAL = SplitFacts("/data", "val", "v" * 64, ((1, "cat"),), 10, 20)
 MODEL = {"backbone": "r18", "weights": "none", "norm": "gn", "neck": {"channels": 64}, "head": {"convolutions": 1}}
+MODEL["postprocess"] = {"score_threshold": 0.0}  # an untrained model believes in nothing
 
 
 def registering(storage, rows, seeds=(0,), key="t", metric="AP", val=VAL):  # noqa: F811
