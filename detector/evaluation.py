@@ -7,6 +7,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,26 @@ class Evaluation:
     """Entries of a COCO results file, in the order of the split; of categories that the split lists."""
     device: str = ""
     """What ``inference_ms`` was measured on."""
+    precision: dict[str, list[float | None]] = field(default_factory=dict)
+    """Precision at 0, 0.01, ... 1 recall, as the mean over the classes that have boxes (None: there are none), at the
+    IoU "0.5", at "0.75", and as the mean over IoUs, "0.5:0.95"."""
+
+
+_watcher: ContextVar[Callable[[Store, Evaluation], None] | None] = ContextVar("watcher", default=None)
+
+
+@contextlib.contextmanager
+def watched(tell: Callable[[Store, Evaluation], None]) -> Iterator[None]:
+    """Inside, ``tell`` is called on rank 0 with the split and the result of every evaluation, also of a training's.
+
+    For what is shown of an evaluation and decides nothing. It is not one of a training's hooks because the source of
+    the training loop decides identities.
+    """
+    token = _watcher.set(tell)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 def evaluate(
@@ -89,7 +110,14 @@ def evaluate(
     with alone():
         entries = {image: rows for part in gathered for image, rows in part.items()}
         detections = [row for image in store.image_ids.tolist() for row in entries[image]]
-        figures, per_class = coco_figures(store.coco_annotations(), detections) if store.has_annotations else ({}, [])
+        figures: dict[str, float | None] = {}
+        per_class: list[dict[str, Any]] = []
+        precision: dict[str, list[float | None]] = {}
+        if store.has_annotations:
+            annotations = store.coco_annotations()
+            compared = _compared(annotations, detections)
+            figures, per_class = _figures(compared, annotations)
+            precision = precision_recall(compared)
         seconds = time.perf_counter() - began
         metrics: dict[str, float | None] = {
             **figures,
@@ -97,7 +125,12 @@ def evaluate(
             "inference_ms": inference_ms(model, _sample(store), data, options),
             "eval_seconds": seconds,
         }
-    return Evaluation(distributed.broadcast(metrics), per_class, detections, device_name(model.device))
+        result = Evaluation(metrics, per_class, detections, device_name(model.device), precision)
+        watcher = _watcher.get()
+        if watcher is not None:
+            watcher(store, result)
+    distributed.broadcast(metrics)
+    return result
 
 
 def _in_batches(
@@ -163,6 +196,10 @@ def coco_figures(
     annotations: dict[str, Any], detections: list[dict[str, Any]]
 ) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
     """COCO's six figures in percent, and the same per category, by pycocotools. What is undefined is None."""
+    return _figures(_compared(annotations, detections), annotations)
+
+
+def _compared(annotations: dict[str, Any], detections: list[dict[str, Any]]) -> COCOeval:
     with contextlib.redirect_stdout(io.StringIO()):
         truth = _coco(annotations)
         rows = [
@@ -174,6 +211,10 @@ def coco_figures(
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
+    return evaluator
+
+
+def _figures(evaluator: COCOeval, annotations: dict[str, Any]) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
     figures = {key: _percent(value) for key, value in zip(FIGURES, evaluator.stats[:6], strict=True)}
     precision = evaluator.eval["precision"][:, :, :, 0, -1]  # IoU thresholds, recalls, categories
     counts = Counter(row["category_id"] for row in annotations["annotations"] if not row.get("iscrowd"))
@@ -182,13 +223,25 @@ def coco_figures(
         per_class.append(
             {
                 "id": int(category_id),
-                "name": truth.cats[category_id]["name"],
+                "name": evaluator.cocoGt.cats[category_id]["name"],
                 "AP": _percent(_mean_defined(precision[:, :, number])),
                 "AP50": _percent(_mean_defined(precision[0, :, number])),
                 "boxes": counts[category_id],
             }
         )
     return figures, per_class
+
+
+def precision_recall(evaluator: COCOeval) -> dict[str, list[float | None]]:
+    """Precision over recall as ``Evaluation.precision`` has it, of all sizes and the most detections an image."""
+    table = evaluator.eval["precision"][:, :, :, 0, -1]  # IoU thresholds, recalls, categories
+    table = table[:, :, (table > -1).any((0, 1))]  # pycocotools says -1 for a class without boxes
+    if not table.size:
+        return {name: [None] * table.shape[1] for name in ("0.5", "0.75", "0.5:0.95")}
+    means = table.mean(2)
+    at = {float(threshold): index for index, threshold in enumerate(evaluator.params.iouThrs.round(2))}
+    chosen = {"0.5": means[at[0.5]], "0.75": means[at[0.75]], "0.5:0.95": means.mean(0)}
+    return {name: [round(float(value), 5) for value in values] for name, values in chosen.items()}
 
 
 def _coco(dataset: dict[str, Any]) -> COCO:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from detector.errors import InputError, UnreachableError
 from detector.foreign.published import fetch_published, is_published
@@ -38,12 +38,18 @@ def default_tracking_uri() -> str:
     return f"sqlite:///{storage}/mlflow.db"
 
 
-def without_secrets(uri: str) -> str:
-    """``uri`` without user and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+_PASSWORD = re.compile(r"(?<=://)[^/\s@:]*:(?!\d+(?:[/?#\s'\")]|$))\S*@")
+_USER = re.compile(r"(?<=://)[^/\s]*@")
+_QUERY = re.compile(r"([?&;][\w.-]*(?:password|passwd|pwd|token|secret|key)[\w.-]*=)[^&;\s'\")]+", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """``text``, an address or a sentence with addresses in it, without users, passwords and keys.
+
+    >>> without_secrets("postgresql://me:p@ss/word@db:5432/mlflow?sslpassword=x")
+    'postgresql://db:5432/mlflow?sslpassword=...'
+    """
+    return _QUERY.sub(r"\1...", _USER.sub("", _PASSWORD.sub("", text)))
 
 
 def _download(uri: str, tracking_uri: str) -> Path:
@@ -61,7 +67,9 @@ def _download(uri: str, tracking_uri: str) -> Path:
         # MLflow would make an empty store there.
         raise InputError(f"{uri}: there is no MLflow store at {shown}; give tracking_uri, or set MLFLOW_TRACKING_URI")
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri))
+        return Path(
+            mlflow.artifacts.download_artifacts(artifact_uri=_place(uri, tracking_uri), tracking_uri=tracking_uri)
+        )
     except MlflowException as error:
         reason = without_secrets(str(error).splitlines()[0])
         if "API request" in reason or "Max retries" in reason or "Connection" in reason:
@@ -71,3 +79,20 @@ def _download(uri: str, tracking_uri: str) -> Path:
         # A file that is no database, a store of another version: each raises something of its own.
         reason = without_secrets(" ".join(str(error).split()))[:200]
         raise UnreachableError(f"{uri} could not be fetched from the MLflow store {shown}: {reason}") from error
+
+
+def _place(uri: str, tracking_uri: str) -> str:
+    """Where the artifacts of a registered model's version lie; another ``uri`` is its own.
+
+    MLflow itself looks for ``models:/`` in the store that its process uses, whatever it is told.
+    """
+    found = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))/?", uri)
+    if found is None:
+        return uri
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=tracking_uri)
+    name, alias, version = found.groups()
+    if alias is not None:
+        version = str(client.get_model_version_by_alias(name, alias).version)
+    return client.get_model_version_download_uri(name, version)

@@ -15,6 +15,8 @@ from orchestrator.record import Metrics
 from orchestrator.spec import METRICS
 
 if TYPE_CHECKING:
+    from detector.data.store import Store
+    from detector.evaluation import Evaluation
     from orchestrator.worker import Assignment
 
 log = logging.getLogger(__name__)
@@ -70,4 +72,31 @@ def evaluate_training(assignment: Assignment, job: EvaluationJob) -> None:
         # Without annotations the figures are not missing but undefined.
         undefined: Metrics = dict.fromkeys(METRICS)
         metrics = undefined | result.metrics
+        show(ledger, assignment.identity, job.key, config.schedule.max_iterations, store, result)
         ledger.evaluated(assignment.identity, job.key, Path(scratch), metrics, job.settings)
+
+
+def show(ledger: Ledger, identity: str, key: str, step: int, store: Store, result: Evaluation) -> None:
+    """Keeps what is only shown of an evaluation after ``step`` iterations: precision over recall, and predictions.
+
+    A sheet that can't be drawn or kept stops no training; the log says why.
+    """
+    from detector.checkpoints import write_json
+    from detector.sheet import predictions_sheet
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
+            folder = Path(scratch)
+            if result.precision:
+                write_json(folder / "precision.json", result.precision)
+            path = folder / sheet_name(step)
+            path.parent.mkdir()
+            predictions_sheet(store, result.detections).save(path, quality=80)
+            ledger.show(identity, key, folder)
+    except Exception:
+        log.exception("the predictions of step %d can't be shown", step)
+
+
+def sheet_name(step: int) -> str:
+    """Where the sheet of predictions after ``step`` iterations lies beside its evaluation."""
+    return f"predictions/step_{step:08d}.webp"

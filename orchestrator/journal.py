@@ -2,9 +2,10 @@
 
 A line is ``{"step": 40, "kind": "train" | "evaluation", "time": unix seconds, "metrics": {...}}``, in the order of
 steps: the means over the last ``tracking.every`` steps, which are what curves show, or an evaluation's figures with its
-key as "evaluation". Lines of the kind "steps" have every single step: ``{"step": 40, "kind": "steps", "first": 21,
-"time": ..., "metrics": {"loss": [twenty values], ...}}``. Whoever reads the journal may do so while it grows; a line
-without its end is not there yet.
+key as "evaluation". Lines of the kind "system" have what the machine was doing then (:mod:`orchestrator.usage`). Lines
+of the kind "steps" have every single step: ``{"step": 40, "kind": "steps", "first": 21, "time": ..., "metrics":
+{"loss": [twenty values], ...}}``. Whoever reads the journal may do so while it grows; a line without its end is not
+there yet.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     STORAGE/trainings/IDENTITY/   config.json  status.json  journal.jsonl  worker.log  checkpoint_*/
                                   model/                                        (once it is finished)
                                   evaluations/KEY/detections.json, per_class.json, matches.npz, resampled.npz,
-                                                  errors.npz
+                                                  errors.npz, precision.json, predictions/step_*.webp
                                   curves.npz                                    (what figures need of the journal)
     STORAGE/sweeps/KEY/           lease.json  runs.json  looks.json  the report
     STORAGE/data/                 converted data sets
@@ -199,13 +199,18 @@ class Ledger:
         self.place.update(self._key(identity), lambda found: change(self._checked(identity, found)))
         return mine
 
-    def started(self, identity: str, *, node: str, from_step: int, hardware: dict[str, Any]) -> None:
-        """An attempt begins; the journal is cut back to ``from_step``, and what earlier attempts add is refused."""
+    def started(self, identity: str, *, node: str, from_step: int, hardware: dict[str, Any], **more: Any) -> None:
+        """An attempt begins; the journal is cut back to ``from_step``, and what earlier attempts add is refused.
+
+        ``more`` is kept with the attempt: "nodes" of all workers, "revision" and "sources" of the code.
+        """
 
         def change(status: Status) -> Status:
             now = time.time()
             end_attempts(status, "lost", at=now)
-            status["attempts"].append({"node": node, "started": now, "from_step": from_step, "hardware": hardware})
+            status["attempts"].append(
+                {"node": node, "started": now, "from_step": from_step, "hardware": hardware} | more
+            )
             status["state"] = "running"
             self._attempts[identity] = len(status["attempts"])
             self.place.cut(self._journal_key(identity), from_step, len(status["attempts"]))
@@ -299,6 +304,14 @@ class Ledger:
         self._evaluation(
             identity, key, {"state": "finished", "finished": time.time(), "settings": settings, "metrics": metrics}
         )
+
+    def show(self, identity: str, key: str, folder: Path) -> None:
+        """Keeps the files of ``folder`` beside an evaluation, whether or not it is the last one with this key."""
+        self._may_write(identity)
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                target = f"trainings/{identity}/evaluations/{key}/{path.relative_to(folder).as_posix()}"
+                self.place.put(path, target)
 
     def evaluation_failed(self, identity: str, key: str, error: str) -> None:
         """An evaluation failed for good; the training stays finished."""

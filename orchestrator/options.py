@@ -51,7 +51,13 @@ class Answer:
 def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     """Adds what says which sweep is meant."""
     parser.add_argument(
-        "sweep", metavar="SWEEP", help="sweep file: a path, or an installed one such as sweeps/table3.yaml"
+        "sweep",
+        metavar="SWEEP",
+        nargs="?",
+        help="sweep file: a path, or an installed one such as sweeps/table3.yaml",
+    )
+    parser.add_argument(
+        "--rerun", metavar="RUN_ID", help="in the place of SWEEP: the very configuration of an MLflow run of a row"
     )
     parser.add_argument("--profile", metavar="NAME", help="file of profiles/ to lay over the base, such as laptop")
     parser.add_argument(
@@ -77,9 +83,12 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
 
 
 def sweep_request(arguments: argparse.Namespace) -> SweepRequest:
-    """What the options of :func:`add_sweep_options` ask for."""
+    """What the options of :func:`add_sweep_options` ask for. Raises InputError unless one sweep is named."""
+    if (arguments.sweep is None) == (arguments.rerun is None):
+        raise InputError("give SWEEP, a sweep file such as sweeps/table3.yaml, or a run by --rerun RUN_ID: one of both")
     return SweepRequest(
-        sweep=arguments.sweep,
+        sweep=arguments.sweep or "",
+        rerun=arguments.rerun,
         profile=arguments.profile,
         set=tuple(arguments.set),
         only=tuple(arguments.only),

@@ -34,7 +34,18 @@ from orchestrator.request import (
     resolve_tracking_uri,
     sweep_key,
 )
-from orchestrator.spec import Figure, Quoted, RowSpec, SweepSpec, check_seeds, load_profile, load_spec, read_set
+from orchestrator.rerun import read_run
+from orchestrator.spec import (
+    Figure,
+    Quoted,
+    Register,
+    RowSpec,
+    SweepSpec,
+    check_seeds,
+    load_profile,
+    load_spec,
+    read_set,
+)
 
 Purpose = Literal["run", "describe", "read"]
 
@@ -122,6 +133,8 @@ class Plan:
     """Of the storage, where that is no folder."""
     pairs: int = 0
     """How many pairs the sweep file compares, also of rows that aren't selected now."""
+    register: Register | None = None
+    """Where the winner goes, if anywhere."""
 
     @property
     def place(self) -> str | Path:
@@ -168,11 +181,16 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
     """
     place = resolve_storage(request.storage)
     tracking_uri = resolve_tracking_uri(request.tracking_uri, place)
-    spec = load_spec(request.sweep)
-    profile = load_profile(request.profile, spec.path.parent) if request.profile else []
     settings = read_set(request.set)
-    key = sweep_key(spec.name, request.profile, settings)
-    drafts = [_draft(row, profile, settings) for row in _selected(spec, request.only)]
+    again = None if request.rerun is None else read_run(request, Ledger(place), tracking_uri, settings)
+    if again is not None:
+        spec, key = again.spec, again.key
+        drafts = [_Draft(spec.rows[0], again.config, (), ())]
+    else:
+        spec = load_spec(request.sweep)
+        profile = load_profile(request.profile, spec.path.parent) if request.profile else []
+        key = sweep_key(spec.name, request.profile, settings)
+        drafts = [_draft(row, profile, settings) for row in _selected(spec, request.only)]
     seeds = spec.seeds if request.seeds is None else check_seeds(request.seeds, "--seeds")
     check_tracking_uri(request.tracking_uri, place)
     ledger = Ledger(place)
@@ -196,6 +214,10 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
         for draft, config, model in zip(drafts, configs, models, strict=True)
         for seed in seeds
     ]
+    if again is not None and purpose == "run":
+        if request.other_code == "refuse" and rows[0].other_code is None:
+            again.refuse_another(rows[0].identity, rows[0].basis)
+        again.keep(ledger)
     missing = next((row for row in rows if not row.drawn), None)
     if purpose == "read" and missing is not None:
         raise InputError(
@@ -212,6 +234,7 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
         quoted=spec.quoted,
         compare=tuple(pair for pair in spec.compare if names.issuperset(pair)),
         pairs=len(spec.compare),
+        register=spec.register,
         figures=tuple(figure for figure in spec.figures if names.intersection(figure.rows)),
         storage=ledger.storage,
         uri=place if isinstance(place, str) else None,

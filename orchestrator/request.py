@@ -11,6 +11,7 @@ from typing import Literal
 
 from detector.errors import InputError
 from detector.keys import Setting
+from detector.origins import without_secrets
 from orchestrator.identity import digest
 from orchestrator.storage import check_scheme
 
@@ -20,7 +21,7 @@ class SweepRequest:
     """What was asked for on the command line."""
 
     sweep: str
-    """Sweep file."""
+    """Sweep file; "" where a run is trained again."""
     profile: str | None = None
     """Name of a file in profiles/."""
     set: tuple[str, ...] = ()
@@ -35,6 +36,8 @@ class SweepRequest:
     """None: $MLFLOW_TRACKING_URI, then sqlite in the storage."""
     other_code: Literal["refuse", "accept", "anew"] = "refuse"
     """What becomes of a training that was made by other code than the present."""
+    rerun: str | None = None
+    """MLflow run whose configuration is trained again, in the place of a sweep file."""
 
 
 def resolve_storage(given: str | None) -> Path | str:
@@ -90,7 +93,8 @@ def sweep_key(name: str, profile: str | None, settings: Sequence[Setting]) -> st
 
 def command_line(module: str, request: SweepRequest) -> str:
     """``python -m orchestrator.MODULE`` with everything that makes it mean the same sweep."""
-    words = ["python", "-m", f"orchestrator.{module}", request.sweep]
+    named = [request.sweep] if request.rerun is None else ["--rerun", request.rerun]
+    words = ["python", "-m", f"orchestrator.{module}", *named]
     if request.profile:
         words += ["--profile", request.profile]
     for value in request.set:
@@ -102,7 +106,7 @@ def command_line(module: str, request: SweepRequest) -> str:
     if request.storage is not None:
         words += ["--storage", request.storage]
     # A password is never shown; it stays in $MLFLOW_TRACKING_URI.
-    if request.tracking_uri is not None and "@" not in request.tracking_uri:
+    if request.tracking_uri is not None and without_secrets(request.tracking_uri) == request.tracking_uri:
         words += ["--tracking-uri", request.tracking_uri]
     return shlex.join(words)
 

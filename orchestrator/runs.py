@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detector.errors import UnreachableError
+from detector.origins import without_secrets
 from orchestrator.files import locked
 from orchestrator.ledger import Ledger
+from orchestrator.run_tags import sweep_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,7 +45,8 @@ class AwayError(UnreachableError):
 class _Persistent:
     """MLflow's client, whose requests are tried again for a moment where the server says that it can't now.
 
-    Not the making of a run, which ``RunStore.create`` does: it may have been made although the answer said otherwise.
+    Not the making of a run, which ``RunStore.create`` does, or of a model's version: it may have been made although
+    the answer said otherwise.
     """
 
     def __init__(self, client: MlflowClient) -> None:
@@ -51,7 +54,7 @@ class _Persistent:
 
     def __getattr__(self, name: str) -> Any:
         request = getattr(self._client, name)
-        if name == "create_run" or not callable(request):
+        if name in ("create_run", "create_model_version") or not callable(request):
             return request
 
         def persistent(*args: Any, **options: Any) -> Any:
@@ -147,8 +150,7 @@ class RunStore:
         run = self.verified(self.ledger.parent_run_id(self.plan.key), tags)
         run = run or next((run for run in self.search() if has(run, tags)), None)
         if run is None:
-            described = {"title": self.plan.title, "profile": self.plan.profile or "", "command": self.plan.command}
-            run = self.create(self.plan.key, tags | described)
+            run = self.create(self.plan.key, tags | sweep_tags(self.plan))
         elif run.info.status != "RUNNING":
             self.client.update_run(run.info.run_id, status="RUNNING")
         self.ledger.remember_run(self.plan.key, run.info.run_id)
@@ -236,8 +238,10 @@ class RunStore:
 
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
         """Writes ``tags`` over what the run has."""
-        for key, value in tags.items():
-            self.client.set_tag(run_id, key, value)
+        from mlflow.entities import RunTag
+
+        if tags:
+            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def log_metrics(self, run_id: str, metrics: list[Metric]) -> None:
         """Writes points, ``BATCH`` at a time."""
@@ -266,11 +270,6 @@ def _artifacts(uri: str, plan: Plan) -> str | None:
         return None
     folder = plan.storage if plan.uri is None else Path(os.path.abspath(uri.removeprefix("sqlite:///"))).parent
     return (folder / "mlartifacts").as_uri()
-
-
-def without_secrets(uri: str) -> str:
-    """``uri`` without user and password."""
-    return re.sub(r"//[^/@\s]+@", "//", uri)
 
 
 @contextlib.contextmanager

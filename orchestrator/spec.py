@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ JOURNAL_METRICS = (
 """What a figure may show over the steps."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9 ._-]{0,198}[A-Za-z0-9_-])?")
 _FORBIDDEN_IN_ROWS = {
     "schedule.iterations": "rows state only schedule.epochs_factor (1, 2, ...); a profile or --set gives the "
     "iterations for factor 1",
@@ -84,6 +86,19 @@ class Figure(Section):
     """Rows whose curves are drawn."""
 
 
+class Register(Section):
+    """Where the winner of a sweep goes."""
+
+    name: Text
+    """Registered model of MLflow."""
+    metric: Metric = "AP"
+    """What the winner has most of, on the validation split."""
+
+
+# Every class with an abstract base has a method of that name, which nobody calls here.
+warnings.filterwarnings("ignore", 'Field name "register" in "_SweepFile" shadows', UserWarning)
+
+
 class _SweepFile(Section):
     name: str
     title: str
@@ -96,6 +111,7 @@ class _SweepFile(Section):
     compare: list[tuple[Text, Text]] = Field(default_factory=list)
     seeds: list[Seed] = Field(default_factory=lambda: [0])
     figures: list[Figure] = Field(default_factory=list)
+    register: Register | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,8 @@ class SweepSpec:
     figures: tuple[Figure, ...]
     plugins: tuple[Plugin, ...] = ()
     """Those of the file and of the files that it includes."""
+    register: Register | None = None
+    """The file's own; not those of the files that it includes."""
 
 
 def installed_sweeps() -> Path:
@@ -178,6 +196,11 @@ def load_spec(name: str, *, beside: Path | None = None, within: tuple[Path, ...]
             "digits, dots, dashes and underscores"
         )
     _check_seeds(said.seeds, document.where(("seeds",)))
+    if said.register is not None and not _MODEL_NAME.fullmatch(said.register.name):
+        raise InputError(
+            f"{document.where(('register', 'name'))}: register.name is {short(said.register.name)}, but "
+            "models:/NAME@best must name it; use up to 200 letters, digits, dots, dashes, underscores and inner spaces"
+        )
     included = [
         load_spec(other, beside=path.parent, within=(*within, path))
         for other in _each_once(said.include, document, ("include",), "included file")
@@ -203,6 +226,7 @@ def load_spec(name: str, *, beside: Path | None = None, within: tuple[Path, ...]
         seeds=tuple(said.seeds),
         figures=(*said.figures, *(figure for spec in included for figure in _prefixed_figures(spec))),
         plugins=tuple(dict.fromkeys((*plugins, *(plugin for spec in included for plugin in spec.plugins)))),
+        register=said.register,
     )
 
 

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from detector.document import listed
 from detector.errors import InputError
+from detector.origins import without_secrets
+from orchestrator import registry
 from orchestrator.dry_run import describe
 from orchestrator.history import MOST
 from orchestrator.identity import deciding, digest
@@ -24,7 +26,6 @@ from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
 from orchestrator.request import resolve_storage, resolve_tracking_uri
 from orchestrator.results import best, result_rows
-from orchestrator.runs import without_secrets
 
 EXIT_STATUSES = """exit status:
   0  every row has its result
@@ -156,12 +157,14 @@ def try_plugins(plan: Plan, ledger: Ledger, *, fresh: bool) -> None:
 
 
 def _document(plan: Plan, ledger: Ledger, status: str, report: Path | None, error: str | None) -> dict[str, Any]:
+    registered = registry.kept(plan)
     return {
         "sweep": plan.key,
         "status": status,
         "rows": result_rows(plan, ledger),
         "report": None if report is None else str(report),
         "error": error,
+        **({"registered": registered} if registered is not None else {}),
     }
 
 
@@ -175,6 +178,9 @@ def closing_lines(plan: Plan, ledger: Ledger, report: Path) -> str:
         needed = [p for p in row.config.plugins if "head" in p.provides and p.name == row.config.model.head.name]
         lines += [("", f'detector.plugins.use("{plugin.file}")') for plugin in needed]
         lines.append(("", f"detector.load({_model(plan, ledger, entry)})"))
+    registered = registry.kept(plan)
+    if registered is not None:
+        lines.append(("registered", registered["sentence"]))
     return "".join(f"{label:<12}{line}\n" for label, line in lines)
 
 

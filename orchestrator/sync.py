@@ -6,12 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from detector.origins import without_secrets
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.options import Answer, Parser, add_sweep_options, answer, sweep_request
 from orchestrator.plan import make_plan
 from orchestrator.results import result_rows
-from orchestrator.runs import without_secrets
 from orchestrator.tracking import PATIENCE_S, Tracker
 
 

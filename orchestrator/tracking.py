@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detector.keys import flat
-from orchestrator import journal
+from detector.origins import without_secrets
+from orchestrator import artifacts, journal, registry
 from orchestrator.files import read_json
 from orchestrator.lease import LeaseLostError
 from orchestrator.ledger import Ledger
-from orchestrator.record import Record
-from orchestrator.runs import AwayError, RunStore, has, reason, without_secrets
+from orchestrator.record import Record, evaluation_folder
+from orchestrator.run_tags import data_inputs, evaluation_tags, evaluations_of, params, row_tags, training_tags
+from orchestrator.runs import AwayError, RunStore, has, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,6 +55,8 @@ class _RowRun:
     status: str | None = None
     reader: journal.Reader | None = None
     attempts: int = 0
+    there: set[str] | None = None
+    """Paths of artifacts that MLflow has; None: not asked yet."""
     logged: dict[str, set[int]] = field(default_factory=dict)
     """Steps that MLflow has, by metric."""
     marked: bool = False
@@ -132,7 +135,7 @@ class Tracker:
         except Exception:
             # Nobody knows how much was written: ask again.
             for run in [*self._runs, *self._foreign.values()]:
-                run.reader, run.logged, run.status = None, {}, None
+                run.reader, run.logged, run.status, run.there = None, {}, None, None
             raise
 
     def finish(self, parent_status: str, *, patience: float = PATIENCE_S) -> str | None:
@@ -144,6 +147,8 @@ class Tracker:
         while True:
             try:
                 self.push()
+                if parent_status == "FINISHED" and registry.register(self.store, self.plan, self.ledger):
+                    self._rewrite_report()
                 self.store.log_report()
                 self.store.drop_doubles()
                 self.client.update_run(self.store.parent, status=parent_status)
@@ -159,6 +164,11 @@ class Tracker:
                     )
                 self._note_away(reason(error), f"waiting up to {patience:g} s for it")
                 time.sleep(min(RETRY_S, max(0.1, until - time.monotonic())))
+
+    def _rewrite_report(self) -> None:
+        from orchestrator.report import write_report
+
+        self.ledger.publish(write_report(self.plan, self.ledger).values())
 
     def abandon(self, patience: float = KILL_S) -> None:
         """After an interruption: what was running is KILLED within ``patience`` seconds, or by the next command."""
@@ -224,9 +234,12 @@ class Tracker:
             self._push_curves(run, record)
         else:
             assert run.run_id is not None
-            self.store.set_tags(run.run_id, {"source_run": source.run_id or ""})
+            self.store.set_tags(run.run_id, {"source_run": source.run_id or "", **training_tags(record)})
         if record.state == "finished":
             self._log_result(run, record)
+        if source is None and record.state != "running" and run.status != STATUS[record.state]:
+            assert run.run_id is not None
+            artifacts.log_checkpoints(self.store, self.ledger, run.run_id, row.identity)
         self._set_status(run, STATUS[record.state])
         return True
 
@@ -252,7 +265,7 @@ class Tracker:
             found = self.store.verified(run_id, tags) or self.store.search_everywhere(
                 record.training or "", tags | {"sweep": record.first_sweep, "row": record.first_row}
             )
-            shown = _evaluations_of(found.data.tags) if found else {}
+            shown = evaluations_of(found.data.tags) if found else {}
             self._foreign[row.identity] = _RowRun(row, shown, found.info.run_id if found else None, foreign=True)
         source = self._foreign[row.identity]
         if source.run_id is None:
@@ -280,7 +293,7 @@ class Tracker:
         }
         found = self.store.verified(self.ledger.run_id(self.plan.key, row.row, row.seed), tags)
         found = found or next((other for other in self.store.search() if has(other, tags)), None)
-        training = {"identity": row.identity, "training": record.training or "", **_tags_of(row.evaluations)}
+        training = {"identity": row.identity, "training": record.training or "", **evaluation_tags(row.evaluations)}
         if found is not None and not has(found, training):
             # It showed another training or evaluation of this row: trained anew, or from an edited specification.
             # Metrics can't be taken out of a run, so it goes to MLflow's trash.
@@ -289,11 +302,17 @@ class Tracker:
         if found is None:
             name = row.row if len({other.row.seed for other in self._runs}) == 1 else f"{row.row} seed {row.seed}"
             reused = self.ledger.reused_from(self.plan.key, row.row, row.seed, row.identity)
-            found = self.store.create(name, tags | training | ({"reused_from": reused} if reused else {}))
+            found = self.store.create(name, tags | training | row_tags(self.plan, row, reused))
         run.run_id, run.status = found.info.run_id, found.info.status
         self.ledger.remember_run(self.plan.key, found.info.run_id, row.row, row.seed)
         known = found.data.params
-        self.store.log_params(run.run_id, {key: value for key, value in _params(row).items() if key not in known})
+        self.store.log_params(run.run_id, {key: value for key, value in params(row).items() if key not in known})
+        if "complete" not in found.data.tags:
+            there = artifacts.present(self.store, run.run_id)
+            kept = self._kept(record, "basis.json")
+            artifacts.log_configuration(self.store, run.run_id, row.config.model_dump(mode="json"), kept, there)
+        if inputs := data_inputs(row, found):
+            self.client.log_inputs(run.run_id, datasets=inputs)
         run.marked = found.data.tags.get("complete") == record.training
         run.complete = run.marked and record.state == "finished" and run.status == "FINISHED" and not self._thorough
 
@@ -301,18 +320,30 @@ class Tracker:
         """New lines of the journal, as far as MLflow lacks them."""
         assert run.run_id is not None
         if run.reader is None:
-            run.reader = journal.Reader(record.journal, run.evaluations.get(""))
+            kinds = ("train", "evaluation", "system")
+            run.reader = journal.Reader(record.journal, run.evaluations.get(""), kinds=kinds)
             run.logged = self.store.steps(run.run_id)
         if run.attempts != record.attempts:
             # The journal was cut: lines before the old end may be new ones.
             run.reader.rewind()
+            self.store.set_tags(run.run_id, training_tags(record))
             run.attempts = record.attempts
+        entries = run.reader.poll()
         points = [
-            (key, value, entry["step"], entry["time"])
-            for entry in run.reader.poll()
-            for key, value in entry["metrics"].items()
+            (key, value, entry["step"], entry["time"]) for entry in entries for key, value in entry["metrics"].items()
         ]
         self._log_points(run, points)
+        for entry in entries:
+            if entry["kind"] == "evaluation" and entry.get("evaluation"):
+                folder = evaluation_folder(record.folder, entry["evaluation"])
+                self._log_sheet(run, folder, entry["step"], entry["time"])
+
+    def _log_sheet(self, run: _RowRun, folder: Path, step: int, at: float, prefix: str = "") -> None:
+        assert run.run_id is not None
+        if run.there is None:
+            run.there = artifacts.present(self.store, run.run_id)
+        there = run.there
+        artifacts.log_sheet(self.store, self.ledger, run.run_id, folder, step=step, at=at, prefix=prefix, there=there)
 
     def _log_points(self, run: _RowRun, points: list[tuple[str, float | None, int, float]]) -> None:
         from mlflow.entities import Metric
@@ -335,49 +366,25 @@ class Tracker:
         at = record.finished or time.time()
         self._log_points(run, [(key, value, record.iterations, at) for key, value in record.metrics.items()])
         # Without the mark an upload may have been cut short.
-        there = {file.path for file in self.client.list_artifacts(run.run_id)} if run.marked else set()
+        there = artifacts.present(self.store, run.run_id) if run.marked else set()
         for prefix, place in record.evaluations.items():
-            folder = self.ledger.fetched(place)
-            for name in ("detections.json", "per_class.json"):
-                if (folder / name).exists() and prefix + name not in there:
-                    self.store.log_file(run.run_id, folder / name, prefix + name)
-        if "config.json" not in there:
-            # The row's own, of which the training's may differ in the evaluation.
-            mine = run.row.config.model_dump(mode="json")
-            config: Any = read_json(self.ledger.fetched(record.folder / "config.json")) if run.foreign else mine
-            self.client.log_dict(run.run_id, config, "config.json")
+            self._log_sheet(run, place, record.iterations, at, prefix)
+            artifacts.log_evaluation(self.store, run.run_id, self.ledger.fetched(place), prefix, there)
+        # The row's own, of which the training's may differ in the evaluation.
+        mine = None if run.foreign else run.row.config.model_dump(mode="json")
+        config, basis = (self._kept(record, name) for name in ("config.json", "basis.json"))
+        artifacts.log_configuration(self.store, run.run_id, mine or config, basis, there)
         assert record.model is not None
-        if "model" not in there:
-            self._log_model(run, self.ledger.fetched(record.model))
+        own, model = not run.foreign, self.ledger.fetched(record.model)
+        artifacts.log_model(self.store, run.run_id, model, run.row, record, own=own, there=there)
         self.store.set_tags(run.run_id, {"complete": record.training or ""})
         run.complete = True
 
-    def _log_model(self, run: _RowRun, model: Path) -> None:
-        assert run.run_id is not None
-        self.client.log_artifacts(run.run_id, str(model), artifact_path="model")
-        description: Any = read_json(model / "config.json")
-        postprocess = run.row.config.model.postprocess.model_dump(mode="json")
-        if not run.foreign and description["model"]["postprocess"] != postprocess:
-            # What is loaded from a row's run must find what the row's figures say.
-            description["model"]["postprocess"] = postprocess
-            self.client.log_dict(run.run_id, description, "model/config.json")
+    def _kept(self, record: Record, name: str) -> Any:
+        return read_json(self.ledger.fetched(record.folder / name))
 
     def _set_status(self, run: _RowRun, status: str) -> None:
         assert run.run_id is not None
         if run.status != status:
             self.client.update_run(run.run_id, status=status)
             run.status = status
-
-
-def _params(row: PlannedRow) -> dict[str, str]:
-    """The resolved configuration under the YAML's dotted keys. MLflow keeps at most 6000 characters of a value."""
-    named = {"plugins": ", ".join(map(str, row.config.plugins))} if row.config.plugins else {}
-    return {key: str(value)[:6000] for key, value in {**flat(row.config), **named}.items()}
-
-
-def _tags_of(evaluations: dict[str, str]) -> dict[str, str]:
-    return {f"{prefix}evaluation": key for prefix, key in evaluations.items()}
-
-
-def _evaluations_of(tags: dict[str, str]) -> dict[str, str]:
-    return {prefix: tags[f"{prefix}evaluation"] for prefix in ("", "test_") if f"{prefix}evaluation" in tags}

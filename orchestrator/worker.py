@@ -19,13 +19,15 @@ from detector.checkpoint_store import CheckpointStore
 from detector.config import TrainingConfig
 from orchestrator import journal
 from orchestrator.cancellation import watching
-from orchestrator.evaluation import EvaluationJob
+from orchestrator.evaluation import EvaluationJob, show
 from orchestrator.heartbeat import Heartbeat
 from orchestrator.lease import Fence
 from orchestrator.ledger import Ledger
 from orchestrator.probe import Expected, require
 from orchestrator.record import Metrics
 from orchestrator.recovery import is_lost, sentence
+from orchestrator.revision import code_revision
+from orchestrator.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ def work(settings: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from detector import distributed
+    from detector.evaluation import watched
     from detector.training import TrainingStopped, train
     from orchestrator.caching import node_store
 
@@ -99,17 +102,29 @@ def work(settings: dict[str, Any]) -> dict[str, Any]:
             step = newest.step if newest else 0
             log.info("rank %d of %d on %s, %s, %d threads", rank, world_size, socket.gethostname(), device, threads)
             log.info("from %s", f"the checkpoint {newest.name}" if newest else "the beginning")
+            names = distributed.gather(socket.gethostname())
             if rank == 0:
-                hardware = _hardware(device, threads, world_size)
-                ledger.started(assignment.identity, node=socket.gethostname(), from_step=step, hardware=hardware)
+                ledger.started(
+                    assignment.identity,
+                    node=socket.gethostname(),
+                    from_step=step,
+                    hardware=_hardware(device, threads, world_size),
+                    nodes=sorted(set(names)),
+                    **code_revision(),
+                )
             with heartbeat.busy():
                 stores = [
                     node_store(config, split, ledger, digest=assignment.digests[split])
                     for split in (config.data.train, config.data.val)
                 ]
             heartbeat.beat(step)
-            with watching(ledger, assignment.identity) as cancelled:
+            key = assignment.evaluations[0].key
+            with (
+                watching(ledger, assignment.identity) as cancelled,
+                watched(lambda store, found: show(ledger, assignment.identity, key, heartbeat.step, store, found)),
+            ):
                 hooks = _hooks(ledger, assignment, rank, cancelled, heartbeat)
+                hooks.usage = Usage(device) if rank == 0 else None
                 metrics = train(
                     config, *stores, folder=Path(scratch), hooks=hooks, resume_from=resume_from, device=device
                 )
@@ -137,6 +152,7 @@ def _hooks(ledger: Ledger, assignment: Assignment, rank: int, cancelled: threadi
         def __init__(self) -> None:
             self.evaluated: Metrics = {}
             self.checkpoint: str | None = None
+            self.usage: Usage | None = None
 
         def on_progress(self, step: int) -> None:
             heartbeat.beat(step)
@@ -150,7 +166,9 @@ def _hooks(ledger: Ledger, assignment: Assignment, rank: int, cancelled: threadi
 
         def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
             if rank == 0:
-                ledger.append(identity, journal.line(step, "train", dict(metrics)))
+                system = self.usage.sample() if self.usage is not None else None
+                lines = [journal.line(step, "train", dict(metrics))]
+                ledger.append(identity, *lines, *([journal.line(step, "system", dict(system))] if system else []))
 
         def on_evaluation(self, step: int, metrics: dict[str, float | None]) -> None:
             if rank == 0:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from detector.origins import without_secrets
 from orchestrator.comparison import compare
 from orchestrator.ledger import Ledger
 from orchestrator.options import Answer, Parser, add_sweep_options, answer, sweep_request
@@ -15,7 +16,6 @@ from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
 from orchestrator.report.pairs import documents, looks_document, order_document
 from orchestrator.results import result_rows
-from orchestrator.runs import without_secrets
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator import registry
 from orchestrator.departures import other_than_paper
 from orchestrator.plan import Plan
 from orchestrator.report.hardware import marks
@@ -169,6 +170,10 @@ def notes(plan: Plan, table: Table) -> list[str]:
             "evaluations/KEY/detections.json and in each run as test_detections.json, in the form that COCO's server "
             "takes; `python -m detector.evaluate runs:/RUN_ID/model --data ROOT --split SPLIT` packs the zip for it."
         )
+    registered = registry.kept(plan)
+    if registered is not None:
+        sentence = registered["sentence"]
+        found.append(f"{sentence[0].upper()}{sentence[1:]}.")
     if plan.plugins:
         found.append(
             "Plug-ins, with the first digits of the SHA-256 of their syntax trees: "

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detector.data.store import open_store
-from detector.evaluation import FIGURES, coco_figures, evaluate
+from detector.evaluation import FIGURES, _compared, coco_figures, evaluate, precision_recall
 from detector.timing import WARM_UP
 from detector.training import TrainingState
 from tests.detector.conftest import small_config
@@ -207,3 +207,21 @@ def test_the_time_is_that_of_one_image_whatever_the_batch(generated):
     assert 0 < result.metrics["inference_ms"] < 10_000
     assert result.device
     assert model.training
+
+
+def test_precision_over_recall_is_the_mean_over_classes_with_boxes():
+    """Of two objects one is found, by a box of IoU 0.6: precision 1 up to half of the recall, at low IoUs."""
+    images = [{"id": i, "height": 100, "width": 100} for i in (1, 2)]
+    boxes = [
+        {"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0} for i in (1, 2)
+    ]
+    categories = [{"id": 1, "name": "there"}, {"id": 2, "name": "absent"}]
+    truth = {"images": images, "annotations": boxes, "categories": categories}
+    found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 6], "score": 0.9}]
+    curves = precision_recall(_compared(truth, found))
+    assert curves["0.5"] == [1.0] * 51 + [0.0] * 50
+    assert curves["0.75"] == [0.0] * 101
+    assert curves["0.5:0.95"] == pytest.approx([0.3] * 51 + [0.0] * 50)
+    assert sum(curves["0.5:0.95"]) / 101 == pytest.approx(coco_figures(truth, found)[0]["AP"] / 100, abs=1e-4)
+    nothing = precision_recall(_compared({**truth, "annotations": []}, found))
+    assert nothing == {name: [None] * 101 for name in ("0.5", "0.75", "0.5:0.95")}

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import detector
 from detector.checkpoints import save_model
 from detector.data.coco import Category
-from orchestrator.evaluation import EvaluationJob, evaluate_training
+from orchestrator.evaluation import EvaluationJob, evaluate_training, sheet_name
 from orchestrator.files import read_json
 from orchestrator.ledger import Ledger
 from orchestrator.plan import PlannedRow, make_plan
@@ -67,6 +68,10 @@ def test_settings_of_the_row_and_not_of_the_model_count(trained: Path) -> None:
         assert record.metrics["AP"] is not None
         found[most] = read_json(record.evaluations[""] / "detections.json")
         assert (record.evaluations[""] / "per_class.json").is_file()
+        curves = read_json(record.evaluations[""] / "precision.json")
+        assert record.metrics["AP"] == pytest.approx(100 * sum(curves["0.5:0.95"]) / 101, abs=0.01)
+        with Image.open(record.evaluations[""] / sheet_name(100)) as sheet:
+            assert sheet.width > 1000
         # For the report: what it needs of other images, made where the evaluation was.
         assert (record.evaluations[""] / "matches.npz").is_file()
         kept = ledger.resampled(row.identity, row.evaluation, "no longer needed")
@@ -84,4 +89,6 @@ def test_a_split_without_annotations_has_detections_and_undefined_figures(traine
     assert record.metrics["test_eval_seconds"] is not None
     assert (record.evaluations["test_"] / "detections.json").is_file()
     assert not (record.evaluations["test_"] / "per_class.json").exists()
+    assert not (record.evaluations["test_"] / "precision.json").exists()
+    assert (record.evaluations["test_"] / sheet_name(100)).is_file()
     assert not (record.evaluations["test_"] / "matches.npz").exists()
