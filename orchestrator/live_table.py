@@ -17,8 +17,8 @@ from orchestrator.record import Record
 if TYPE_CHECKING:
     from orchestrator.plan import PlannedRow
 
-LOG_EVERY_S = 30.0
-HEADER = ("row", "seed", "state", "step", "loss", "AP", "left")
+LOG_EVERY_S = 60.0
+HEADER = ("row", "seed", "state", "step", "loss", "AP", "ETA", "where")
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,23 @@ class Line:
     """Seconds, estimated from this attempt's pace."""
     error: str | None
     identity: str
+    where: str = ""
+    """The node of its first worker and what it computes on, while it runs."""
 
     def cells(self) -> tuple[str, ...]:
         """What the table shows, under ``HEADER``."""
         step = f"{self.step}/{self.iterations}" if self.iterations else ""
         left = duration(self.left) if self.left is not None else ""
-        return (self.row, str(self.seed), self.state, step, _number(self.loss, 3), _number(self.ap, 1), left)
+        return (
+            self.row,
+            str(self.seed),
+            self.state,
+            step,
+            _number(self.loss, 3),
+            _number(self.ap, 1),
+            left,
+            self.where,
+        )
 
 
 def read_lines(rows: Iterable[PlannedRow], ledger: Ledger) -> list[Line]:
@@ -77,7 +88,19 @@ def _line(row: PlannedRow, record: Record) -> Line:
         left=None if left is None else max(0.0, left),
         error=record.error,
         identity=row.identity,
+        where=_where(record),
     )
+
+
+def _where(record: Record) -> str:
+    """``node``, or ``node 2×cuda`` where there are GPUs or several workers."""
+    if record.state != "running" or not record.history or record.trained:
+        return ""
+    hardware, node = record.history[-1].get("hardware") or {}, str(record.history[-1]["node"])
+    workers, device = hardware.get("workers", 1), hardware.get("device", "cpu")
+    if workers > 1:
+        return f"{node} {workers}×{device}"
+    return f"{node} {device}" if device != "cpu" else node
 
 
 def table(lines: Sequence[Line], width: int | None = None) -> str:
@@ -87,7 +110,8 @@ def table(lines: Sequence[Line], width: int | None = None) -> str:
     text = []
     for row in cells:
         parts = [row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].ljust(widths[2])]
-        parts += [cell.rjust(size) for cell, size in zip(row[3:], widths[3:], strict=True)]
+        parts += [cell.rjust(size) for cell, size in zip(row[3:-1], widths[3:-1], strict=True)]
+        parts.append(row[-1])
         text.append("  ".join(parts).rstrip()[:width])
     return "\n".join(text)
 
@@ -153,9 +177,11 @@ class LiveTable:
         if time.monotonic() - self._logged >= self._log_every:
             self._logged = time.monotonic()
             running = [
-                f"{line.row} {line.step}/{line.iterations}"
+                f"{line.row} (seed {line.seed}) {line.step}/{line.iterations}"
                 + (f" loss {line.loss:.3f}" if line.loss is not None else "")
+                + (f" AP {line.ap:.1f}" if line.ap is not None else "")
                 + (f", about {duration(line.left)} left" if line.left is not None else "")
+                + (f", on {line.where}" if line.where else "")
                 # Rows that share a training are at the same step: the first speaks for all.
                 for line in reversed({line.identity: line for line in reversed(lines)}.values())
                 if line.state == "running"

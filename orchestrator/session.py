@@ -26,6 +26,7 @@ from orchestrator.interruption import Interrupted, signals
 from orchestrator.lease import Lease, LeaseLostError
 from orchestrator.ledger import Ledger
 from orchestrator.live_table import LiveTable
+from orchestrator.order import in_order
 from orchestrator.preparation import data_of, make_ready, remember_choices, state_of, unfinished
 from orchestrator.probe import Expected, expect
 from orchestrator.supply import WAIT_S, Supply, await_room, examine_all
@@ -219,9 +220,9 @@ class _Pass:
         return [needs[one] for one in self._claimed if self.ledger.record(one).state in ("pending", "running")]
 
     def _claim(self, needs: dict[str, nodes.Need], fresh: bool, expected: Expected | None) -> dict[str, Assignment]:
-        """Takes what is not finished, in the order of the rows; what each training is to do, by identity."""
+        """Takes what is not finished; what each training is to do, by identity, in the order in which they start."""
         assignments: dict[str, Assignment] = {}
-        for row in self.plan.rows:
+        for row in in_order(self.plan, self.ledger):
             if row.identity not in needs or row.identity in assignments or row.identity in self._held:
                 continue
             record = self.ledger.record(row.identity)

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-from orchestrator import lease
 from orchestrator.cancellation import cancel, retry
 from orchestrator.ledger import Ledger
 from orchestrator.live_table import LiveTable, read_lines, table
@@ -44,7 +43,7 @@ def _status(arguments: argparse.Namespace) -> Answer:
     if arguments.watch:
         _watch(plan, ledger)
     rows = result_rows(plan, ledger)
-    alive = lease.held(plan.folder)
+    alive = ledger.held(plan.key)
     complete = all(row["state"] == "finished" for row in rows)
     failed = [f"{row['row']} (seed {row['seed']}) failed: {row['error']}" for row in rows if row["state"] == "failed"]
     end = "complete" if complete else "a driver is at work" if alive else "nobody is at work; run the sweep to continue"
@@ -66,9 +65,10 @@ def _together(row: str, rows: list[str]) -> str:
 
 def _watch(plan: Plan, ledger: Ledger) -> None:
     live = LiveTable(plan.rows, ledger)
-    while lease.held(plan.folder):
+    while ledger.held(plan.key):
         live.update()
-        time.sleep(WATCH_S)
+        time.sleep(max(WATCH_S, ledger.place.pause))
+    live.close()
 
 
 if __name__ == "__main__":

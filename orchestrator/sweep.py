@@ -15,11 +15,14 @@ from typing import Any, Literal
 
 from detector.document import listed
 from detector.errors import InputError
+from orchestrator.costs import remembered, workload_key
 from orchestrator.dry_run import describe
+from orchestrator.estimate import estimate, estimate_document
 from orchestrator.history import MOST
 from orchestrator.identity import deciding, digest
 from orchestrator.ledger import Ledger
 from orchestrator.options import Answer, Parser, add_sweep_options, answer, positive, positive_number, sweep_request
+from orchestrator.order import order
 from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
 from orchestrator.request import resolve_storage, resolve_tracking_uri
@@ -49,6 +52,12 @@ def _parser() -> Parser:
     )
     add_sweep_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained and what it needs, and stop")
+    parser.add_argument(
+        "--measure", action="store_true", help="with --dry-run: time some steps of each distinct model on this machine"
+    )
+    parser.add_argument(
+        "--price", metavar="P", type=positive_number, help="with --dry-run: of an hour of a GPU, or of a worker on CPUs"
+    )
     parser.add_argument("--address", metavar="RAY", help="cluster to join; default: $RAY_ADDRESS, then a local one")
     parser.add_argument("--max-concurrent", metavar="N", type=positive, help="most trainings at a time")
     parser.add_argument(
@@ -74,12 +83,13 @@ def _parser() -> Parser:
 
 
 def _sweep(arguments: argparse.Namespace) -> Answer:
+    if (arguments.measure or arguments.price is not None) and not arguments.dry_run:
+        raise InputError("--measure and --price say what a sweep would cost, before it is run; add --dry-run")
     request = replace(sweep_request(arguments), other_code=_other_code(arguments))
     plan = make_plan(request, "describe" if arguments.dry_run else "run")
     ledger = Ledger(plan.place)
     if arguments.dry_run:
-        document = _document(plan, ledger, "dry_run", None, None)
-        return Answer(0, {**document, "trainings": len(plan.trainings)}, describe(plan, ledger))
+        return _dry_run(plan, ledger, arguments)
     refuse_other_code(plan)
     fetch_initial_weights(plan)
     try_plugins(plan, ledger, fresh=arguments.fresh)
@@ -106,6 +116,22 @@ def _sweep(arguments: argparse.Namespace) -> Answer:
     document = _document(plan, ledger, outcome.status, report, outcome.error)
     text = f"\n{terminal_table(plan, ledger)}\n{closing_lines(plan, ledger, report)}"
     return Answer(outcome.exit_status, document, text, outcome.error)
+
+
+def _dry_run(plan: Plan, ledger: Ledger, arguments: argparse.Namespace) -> Answer:
+    known = remembered(ledger.place, map(workload_key, plan.rows))
+    if arguments.measure:
+        from orchestrator.measurement import measure
+
+        known |= measure(plan, ledger)
+    costs = estimate(plan, ledger, known, price=arguments.price, now=arguments.measure)
+    turns, _ = order(plan, ledger, known)
+    document = _document(plan, ledger, "dry_run", None, None) | {"trainings": len(plan.trainings)}
+    if known:
+        document |= {"measured": estimate_document(costs), "order": turns}
+    elif arguments.price is not None:
+        print("note: nothing has been measured, so --price says nothing; add --measure", file=sys.stderr)
+    return Answer(0, document, describe(plan, ledger, costs, turns))
 
 
 def _other_code(arguments: argparse.Namespace) -> Literal["refuse", "accept", "anew"]:
