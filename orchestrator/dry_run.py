@@ -16,6 +16,7 @@ from orchestrator.order import RULE
 from orchestrator.plan import Plan, PlannedRow
 from orchestrator.prospects import prospect_lines, prospects
 from orchestrator.results import Results
+from orchestrator.search_text import search_lines
 
 MOST_TURNS = 40
 """Trainings whose order is shown; the rest is counted, and is in --json."""
@@ -30,6 +31,7 @@ def describe(plan: Plan, ledger: Results, costs: Estimate | None = None, turns: 
     lines += _rows(plan, ledger)
     lines += ["", *_changes(plan), *_trainings(plan, ledger)]
     lines += ["", *_needs(plan)]
+    lines += _search(plan, costs)
     lines += _order(plan, turns)
     told = estimate_lines(costs) if costs is not None else []
     lines += ["", *told] if told else []
@@ -67,6 +69,16 @@ def _rows(plan: Plan, ledger: Results) -> list[str]:
         table.append((row.row, str(row.seed), name, state, _sets(plan, row)))
     widths = [max(len(line[index]) for line in table) for index in range(5)]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table]
+
+
+def _search(plan: Plan, costs: Estimate | None) -> list[str]:
+    found = []
+    for index, line in enumerate(search_lines(plan, costs)):
+        start = " " * 10 if index else "search    "
+        found += textwrap.wrap(
+            line, 110, initial_indent=start, subsequent_indent=" " * 12, break_on_hyphens=False, break_long_words=False
+        )
+    return ["", *found] if found else []
 
 
 def _order(plan: Plan, turns: Sequence[str]) -> list[str]:

@@ -2,8 +2,8 @@
 
     STORAGE/data/halves-DIGEST/annotations/SPLIT-search.json, SPLIT-judge.json    and links to the images
 
-An image's half follows from the SHA-256 of its file name alone and those of the others: sorted by it, every second image
-is judged on. So the halves are equally large, and the same wherever the data set lies.
+An image's half follows from the SHA-256 of the file names: sorted by it, every second image is judged on. So the halves
+are equally large, and the same wherever the data set lies.
 """
 
 from __future__ import annotations

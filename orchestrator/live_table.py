@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from orchestrator.plan import PlannedRow
 
 LOG_EVERY_S = 60.0
+OTHERS = ("failed", "stopped", "running")
+"""States that are counted besides the finished rows; stopped: early, by the scheduler of a search."""
 HEADER = ("row", "seed", "state", "step", "loss", "AP", "ETA", "where")
 
 
@@ -80,7 +82,7 @@ def _line(row: PlannedRow, record: Record) -> Line:
     return Line(
         row=row.row,
         seed=row.seed,
-        state=record.state,
+        state="stopped" if record.stopped and record.state == "pending" and record.holder is None else record.state,
         step=record.step,
         iterations=record.iterations or row.config.schedule.max_iterations,
         loss=trained["metrics"].get("loss") if trained else None,
@@ -157,7 +159,7 @@ class LiveTable:
         shown = list(lines)
         # A table that is higher than the screen can't be redrawn in place: what is at work is shown, the rest counted.
         if len(shown) > size.lines - 4:
-            order = {"running": 0, "pending": 1, "failed": 2, "finished": 3}
+            order = {"running": 0, "pending": 1, "failed": 2, "stopped": 3, "finished": 3}
             shown = sorted(shown, key=lambda line: order[line.state])[: max(1, size.lines - 4)]
         text = table(shown, size.columns - 1) + "\n" + self._summary(lines)[: size.columns - 1]
         back = f"\x1b[{self._drawn}A" if self._drawn else ""
@@ -171,7 +173,9 @@ class LiveTable:
             before, self._states[key] = self._states.get(key), line.state
             if before == line.state or (before is None and line.state == "pending"):
                 continue
-            what = {"finished": f"AP {_number(line.ap, 1) or 'undefined'}", "failed": line.error or ""}
+            figure = f"AP {_number(line.ap, 1) or 'undefined'}"
+            early = f"at {line.step}/{line.iterations}, {figure}"
+            what = {"finished": figure, "failed": line.error or "", "stopped": early}
             detail = what.get(line.state, "")
             self._write(f"{line.row} (seed {line.seed}): {line.state}" + (f", {detail}" if detail else ""))
         if time.monotonic() - self._logged >= self._log_every:
@@ -189,9 +193,9 @@ class LiveTable:
             self._write("; ".join([self._summary(lines), *running]))
 
     def _summary(self, lines: Sequence[Line]) -> str:
-        counts = {state: sum(line.state == state for line in lines) for state in ("finished", "failed", "running")}
+        counts = {state: sum(line.state == state for line in lines) for state in ("finished", *OTHERS)}
         parts = [f"{counts['finished']} of {len(lines)} rows finished"]
-        parts += [f"{counts[state]} {state}" for state in ("failed", "running") if counts[state]]
+        parts += [f"{counts[state]} {state}" for state in OTHERS if counts[state]]
         return f"{', '.join(parts)}, after {duration(time.monotonic() - self._began)}"
 
     def _write(self, text: str) -> None:

@@ -23,6 +23,7 @@ from detector.errors import InputError
 from detector.keys import Setting, check_key, read_layer, read_settings
 from detector.plugins import Plugin, read_plugins
 from detector.refusals import checked, short
+from orchestrator.search_spec import Search, check_search
 
 Metric = Literal["AP", "AP50", "AP75", "APs", "APm", "APl"]
 METRICS: tuple[Metric, ...] = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -96,6 +97,7 @@ class _SweepFile(Section):
     compare: list[tuple[Text, Text]] = Field(default_factory=list)
     seeds: list[Seed] = Field(default_factory=lambda: [0])
     figures: list[Figure] = Field(default_factory=list)
+    search: Search | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class SweepSpec:
     figures: tuple[Figure, ...]
     plugins: tuple[Plugin, ...] = ()
     """Those of the file and of the files that it includes."""
+    search: Search | None = None
+    """What is searched beyond the rows."""
 
 
 def installed_sweeps() -> Path:
@@ -190,6 +194,7 @@ def load_spec(name: str, *, beside: Path | None = None, within: tuple[Path, ...]
     _refuse_duplicates(rows, document)
     names = [row.name for row in rows]
     _check_references(said, names, document)
+    check_search(said.search, names, said.seeds, bool(said.include or within), document)
     return SweepSpec(
         path=path,
         name=said.name,
@@ -202,6 +207,7 @@ def load_spec(name: str, *, beside: Path | None = None, within: tuple[Path, ...]
         ),
         seeds=tuple(said.seeds),
         figures=(*said.figures, *(figure for spec in included for figure in _prefixed_figures(spec))),
+        search=said.search,
         plugins=tuple(dict.fromkeys((*plugins, *(plugin for spec in included for plugin in spec.plugins)))),
     )
 

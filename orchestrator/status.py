@@ -42,12 +42,12 @@ def _status(arguments: argparse.Namespace) -> Answer:
         notes.append(f"pending again: {_together(arguments.retry, together)}; the next run of the sweep takes it")
     if arguments.watch:
         _watch(plan, ledger)
-    rows = result_rows(plan, ledger)
+    rows = result_rows(plan.whole, ledger)
     alive = ledger.held(plan.key)
     complete = all(row["state"] == "finished" for row in rows)
     failed = [f"{row['row']} (seed {row['seed']}) failed: {row['error']}" for row in rows if row["state"] == "failed"]
     end = "complete" if complete else "a driver is at work" if alive else "nobody is at work; run the sweep to continue"
-    text = "\n".join([table(read_lines(plan.rows, ledger)), *failed, *notes, f"{plan.key}: {end}"]) + "\n"
+    text = "\n".join([table(read_lines(plan.whole.rows, ledger)), *failed, *notes, f"{plan.key}: {end}"]) + "\n"
     document = {
         "sweep": plan.key,
         "status": "complete" if complete else "partial",
@@ -64,7 +64,7 @@ def _together(row: str, rows: list[str]) -> str:
 
 
 def _watch(plan: Plan, ledger: Ledger) -> None:
-    live = LiveTable(plan.rows, ledger)
+    live = LiveTable(plan.whole.rows, ledger)
     while ledger.held(plan.key):
         live.update()
         time.sleep(max(WATCH_S, ledger.place.pause))

@@ -6,6 +6,7 @@ Nothing heavy is imported before it is known that there is something to train.
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -91,11 +92,17 @@ def _sweep(arguments: argparse.Namespace) -> Answer:
     if arguments.dry_run:
         return _dry_run(plan, ledger, arguments)
     refuse_other_code(plan)
+    if plan.search is not None:
+        from orchestrator.search import check_optuna
+
+        check_optuna()
     fetch_initial_weights(plan)
     try_plugins(plan, ledger, fresh=arguments.fresh)
+    from orchestrator.search import run_search
     from orchestrator.session import run_sweep
 
-    outcome = run_sweep(
+    run = run_sweep if plan.search is None else functools.partial(run_search, again=lambda: make_plan(request))
+    outcome = run(
         plan,
         address=arguments.address,
         max_concurrent=arguments.max_concurrent,
@@ -104,6 +111,8 @@ def _sweep(arguments: argparse.Namespace) -> Answer:
         max_gpu_hours=arguments.max_gpu_hours,
         wait_for_nodes_s=None if arguments.wait_for_nodes is None else 60 * arguments.wait_for_nodes,
     )
+    if plan.search is not None:
+        plan = make_plan(request)
     if outcome.notice:
         print(f"note: {outcome.notice}", file=sys.stderr)
     if outcome.status == "unreachable":
@@ -126,12 +135,21 @@ def _dry_run(plan: Plan, ledger: Ledger, arguments: argparse.Namespace) -> Answe
         known |= measure(plan, ledger)
     costs = estimate(plan, ledger, known, price=arguments.price, now=arguments.measure)
     turns, _ = order(plan, ledger, known)
-    document = _document(plan, ledger, "dry_run", None, None) | {"trainings": len(plan.trainings)}
+    document = _document(plan, ledger, "dry_run", None, None) | {"trainings": trainings(plan)}
     if known:
         document |= {"measured": estimate_document(costs), "order": turns}
     elif arguments.price is not None:
         print("note: nothing has been measured, so --price says nothing; add --measure", file=sys.stderr)
     return Answer(0, document, describe(plan, ledger, costs, turns))
+
+
+def trainings(plan: Plan) -> int:
+    """Distinct trainings; of a search with the samples that are yet to be drawn, and the winner's."""
+    known = len(plan.whole.trainings)
+    if plan.search is None or plan.search.winner is not None:
+        return known
+    drawn, seeds = len(plan.search.samples), len({row.seed for row in plan.rows})
+    return known + max(0, plan.search.spec.samples - drawn) + seeds
 
 
 def _other_code(arguments: argparse.Namespace) -> Literal["refuse", "accept", "anew"]:
@@ -185,7 +203,7 @@ def _document(plan: Plan, ledger: Ledger, status: str, report: Path | None, erro
     return {
         "sweep": plan.key,
         "status": status,
-        "rows": result_rows(plan, ledger),
+        "rows": result_rows(plan.whole, ledger),
         "report": None if report is None else str(report),
         "error": error,
     }

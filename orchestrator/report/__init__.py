@@ -11,6 +11,7 @@ from orchestrator.comparison import compare
 from orchestrator.plan import Plan
 from orchestrator.report.page import page
 from orchestrator.report.pairs import comma_separated_pairs
+from orchestrator.report.search import search_markdown, search_terminal
 from orchestrator.report.table import make_table
 from orchestrator.report.text import comma_separated, markdown, terminal
 from orchestrator.results import Results
@@ -27,7 +28,7 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
     table, comparison = make_table(plan, ledger), compare(plan, ledger)
     contents = {
         "report.html": page(plan, table, ledger, comparison),
-        "report.md": markdown(plan, table, comparison),
+        "report.md": markdown(plan, table, comparison) + search_markdown(plan, ledger),
         "table.csv": comma_separated(table),
     }
     if comparison.pairs:
@@ -47,7 +48,7 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
 
 def terminal_table(plan: Plan, ledger: Results) -> str:
     """The table for a terminal."""
-    return terminal(plan, make_table(plan, ledger), compare(plan, ledger))
+    return terminal(plan, make_table(plan, ledger), compare(plan, ledger)) + search_terminal(plan, ledger)
 
 
 def _write(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from orchestrator.comparison import Comparison
 from orchestrator.plan import Plan
 from orchestrator.report.figures import curves, svg
 from orchestrator.report.pairs import HEAD, TEXT, order_note, pair_cells, pair_notes
+from orchestrator.report.search import search_html
 from orchestrator.report.table import UNDEFINED, Cell, Table, difference, notes, ours, paper
 from orchestrator.results import Results
 
@@ -41,6 +42,7 @@ def page(plan: Plan, table: Table, ledger: Results, comparison: Comparison | Non
         f'<div class="wide">{_table(table)}</div>',
         '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in notes(plan, table)) + "</ul>",
         *(_comparison(table, comparison) if comparison is not None else []),
+        *search_html(plan, ledger),
         *_figures(plan, ledger),
         "<h2>How it was made</h2>",
         f"<pre>{escape(plan.command)}</pre>",
