@@ -71,7 +71,7 @@ class Sampler(OptunaSearch):
         self._samples: dict[str, Sample] = {}
         seed = int(digest([search.seed, len(told)])[:8], 16)
         super().__init__(
-            space=space_of(search),
+            space=self.convert_search_space(space_of(search)),
             metric=search.metric,
             mode=search.mode,
             points_to_evaluate=[sample.values for sample in self._waiting] or None,

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+import orchestrator.search
 from orchestrator import journal, nodes, session
 from orchestrator.files import read_json
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan, make_plan
+from orchestrator.plan import Plan, PlannedRow, make_plan
 from orchestrator.request import SweepRequest
 from orchestrator.worker import Assignment
 from tests.orchestrator.tables import BASE, write_data, write_table
@@ -55,10 +56,34 @@ def plan_of(folder: Path, purpose: Any = "run", **options: Any) -> Plan:
     return make_plan(request_of(folder, **options), purpose)
 
 
+class Untracked:
+    """In the place of MLflow's writer, which takes a second a run."""
+
+    opened = True
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        pass
+
+    def connect(self, patience: float = 0.0) -> None: ...
+
+    def open(self, patience: float = 0.0) -> None: ...
+
+    def start(self) -> None: ...
+
+    def add(self, row: PlannedRow) -> None: ...
+
+    def stop_polling(self) -> None: ...
+
+    def finish(self, status: str, *, patience: float = 0.0) -> str | None:
+        return None
+
+
 class Tuned:
     """What trains: a sample's AP rises with its steps to ``height`` of its values; after ``until`` trials it breaks."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, height: Callable[[dict[str, Any]], float]) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, height: Callable[[dict[str, Any]], float], *, tracked: bool = False
+    ) -> None:
         self.height, self.until = height, 1000
         self.trained: list[tuple[str, int, int]] = []
         """Identity, first and last step."""
@@ -79,13 +104,17 @@ class Tuned:
                     tuned.train(Ledger(self.plan.place), assignment)
 
         monkeypatch.setattr(nodes, "connected", connected)
+        if not tracked:
+            for module in (session, orchestrator.search):
+                monkeypatch.setattr(module, "Tracker", Untracked)
         monkeypatch.setattr(session.Pass, "_tuned", search)
 
     def search(self, ledger: Ledger, running: session.Pass, **options: Any) -> None:
         sampler, scheduler = options["search_alg"], options["scheduler"]
         for number in range(options["num_samples"]):
             if self.trials >= self.until:
-                raise KeyboardInterrupt
+                running._broken = RuntimeError("the cluster is gone")
+                return
             self.trials += 1
             trial = SimpleNamespace(trial_id=f"{id(running)}-{number}")
             params = sampler.suggest(trial.trial_id)

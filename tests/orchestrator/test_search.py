@@ -101,7 +101,7 @@ def values_of(plan: Plan) -> dict[str, Any]:
 
 
 def test_a_stopped_sample_is_no_failure_anywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Tuned(monkeypatch, height)
+    Tuned(monkeypatch, height, tracked=True)
     plan, _ = search(folder)
     assert plan.search is not None
     ledger = Ledger(plan.storage)

@@ -17,8 +17,8 @@ from tests.orchestrator.searches import SEARCH, plan_of, write_search
     ("old", "new", "expected"),
     [
         ("  samples: 12\n", "  sample: 12\n", r'line \d+: unknown key "sample"; did you mean "samples"'),
-        ("model.assigner.topk:", "model.assigner.topc:", r'line 13: unknown key "model.assigner.topc"; .*topk'),
-        ("uniform: [0, 2]", "uniform: [2, 0]", r"line 12: .*uniform is \[2, 0\], which is empty"),
+        ("model.assigner.topk:", "model.assigner.topc:", r'line 11: unknown key "model.assigner.topc"; .*topk'),
+        ("uniform: [0, 2]", "uniform: [2, 0]", r"line 10: .*uniform is \[2, 0\], which is empty"),
         ("uniform: [0, 2]", "uniform: [1, 1]", r"uniform is \[1, 1\], which is empty"),
         ("uniform: [0, 2]", "loguniform: [0, 2]", "must begin above 0"),
         ("uniform: [0, 2]", "uniform: [0, 2], choice: [1]", "this has uniform and choice"),
