@@ -48,11 +48,7 @@ def halves(train: SplitFacts, val: SplitFacts, data_folder: Path, *, make: bool)
 
     Raises InputError where a half has no box to compare with.
     """
-    if val.images < 2:
-        raise InputError(
-            f"{val.split} of {val.root} has {val.images} image, which can't be halved; add images, or name another "
-            "split by data.test and set search.holdout: test"
-        )
+    make = make and val.images > 1  # one image has no halves, which refuse_without says
     name = hashlib.sha256(f"{val.digest} {train.digest} {train.split}".encode()).hexdigest()[:16]
     root = data_folder / f"halves-{name}"
     if not root.is_dir() and make:
@@ -68,6 +64,16 @@ def halves(train: SplitFacts, val: SplitFacts, data_folder: Path, *, make: bool)
             for part, size in zip((SEEN, UNSEEN), sizes, strict=True)
         )
     return Holdout(str(root), seen, unseen)
+
+
+def refuse_without(unseen: SplitFacts) -> None:
+    """Raises InputError where nothing is left that a search doesn't see."""
+    if not unseen.images:
+        raise InputError(
+            f"{unseen.split.removesuffix(f'-{UNSEEN}')} of {unseen.root} has 1 image, which can't be halved, so nothing is "
+            "left that the search doesn't see; add images, or name another split by data.test and set search.holdout: "
+            "test"
+        )
 
 
 def _write(root: Path, train: SplitFacts, val: SplitFacts) -> None:

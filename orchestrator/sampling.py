@@ -91,7 +91,7 @@ class Sampler(OptunaSearch):
                 intermediate_values=values or None,
             )
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+    def suggest(self, trial_id: str) -> Any:
         """The next one that was begun earlier, or a new one; None or FINISHED where there is to be none."""
         drawn = super().suggest(trial_id)
         if drawn is None:
@@ -149,7 +149,7 @@ class Halving(FIFOScheduler):
         every: int,
     ) -> None:
         super().__init__()
-        self._metric, self._sample_of, self._stop = search.metric, sample_of, stop
+        self._figure, self._sample_of, self._stop = search.metric, sample_of, stop
         self._steps, self._every = steps, every
         self._over: set[int] = set()
         self._known: set[int] = set()
@@ -167,7 +167,7 @@ class Halving(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Stops what is not among the best at its rung; Tune itself is always told to go on."""
-        sample, step, value = self._sample_of(trial.trial_id), result.get("step"), result.get(self._metric)
+        sample, step, value = self._sample_of(trial.trial_id), result.get("step"), result.get(self._figure)
         # A checkpoint between two evaluations reports the figures of the last one again.
         fresh = isinstance(step, int) and (step % self._every == 0 or step >= self._steps)
         if sample is None or sample.number in self._over or not fresh or value is None:
@@ -184,7 +184,7 @@ class Halving(FIFOScheduler):
         if sample.number not in self._known:
             self._known.add(sample.number)
             self._rule.on_trial_add(None, stand_in)  # type: ignore[arg-type]
-        figures = {"step": step, self._metric: value}
+        figures = {"step": step, self._figure: value}
         return self._rule.on_trial_result(None, stand_in, figures) == TrialScheduler.STOP  # type: ignore[arg-type]
 
     def __reduce__(self) -> Any:

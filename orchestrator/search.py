@@ -63,7 +63,7 @@ def run_search(plan: Plan, again: Callable[[], Plan], *, fresh: bool = False, **
         refuse_held(Ledger(plan.place).place, plan.key)
         forget(Ledger(plan.place), plan.key, plan.search.key)
         plan = again()
-        assert plan.search is not None
+    assert plan.search is not None
     if plan.search.winner is None:
         outcome = _run_samples(plan, fresh=fresh, **options)
         if outcome.exit_status:

@@ -20,6 +20,7 @@ from orchestrator.costs import remembered, workload_key
 from orchestrator.dry_run import describe
 from orchestrator.estimate import estimate, estimate_document
 from orchestrator.history import MOST
+from orchestrator.holdout import refuse_without
 from orchestrator.identity import deciding, digest
 from orchestrator.ledger import Ledger
 from orchestrator.options import Answer, Parser, add_sweep_options, answer, positive, positive_number, sweep_request
@@ -89,6 +90,8 @@ def _sweep(arguments: argparse.Namespace) -> Answer:
     request = replace(sweep_request(arguments), other_code=_other_code(arguments))
     plan = make_plan(request, "describe" if arguments.dry_run else "run")
     ledger = Ledger(plan.place)
+    if plan.search is not None and plan.rows[0].val is not None:
+        refuse_without(plan.rows[0].val)
     if arguments.dry_run:
         return _dry_run(plan, ledger, arguments)
     refuse_other_code(plan)

@@ -10,6 +10,7 @@ import pytest
 from detector.errors import InputError
 from orchestrator.holdout import second_half
 from orchestrator.search_spec import Domain, Scheduler, Search
+from orchestrator.sweep import main
 from tests.orchestrator.searches import SEARCH, plan_of, write_search
 
 
@@ -117,14 +118,17 @@ def test_both_halves_are_splits_of_their_own_with_the_same_training_images(tmp_p
     assert described.search.key == plan.search.key
 
 
-def test_one_image_can_t_be_halved(tmp_path: Path) -> None:
+def test_one_image_can_t_be_halved(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_search(tmp_path)
     path = tmp_path / "data" / "annotations" / "val.json"
     document = json.loads(path.read_text())
     document["images"], document["annotations"] = document["images"][:1], document["annotations"][:1]
     path.write_text(json.dumps(document))
-    with pytest.raises(InputError, match="has 1 image, which can't be halved"):
-        plan_of(tmp_path)
+    words = [str(tmp_path / "hunt.yaml"), "--storage", str(tmp_path / "storage")]
+    for options in ([], ["--dry-run"]):
+        assert main([*words, *options]) == 2
+        assert "has 1 image, which can't be halved, so nothing is left" in capfd.readouterr().err
+    assert not (tmp_path / "storage" / "sweeps" / "hunt").exists()
 
 
 def test_a_half_without_a_box_is_refused(tmp_path: Path) -> None:
