@@ -70,8 +70,8 @@ def refuse_without(unseen: SplitFacts) -> None:
     """Raises InputError where nothing is left that a search doesn't see."""
     if not unseen.images:
         raise InputError(
-            f"{unseen.split.removesuffix(f'-{UNSEEN}')} has 1 image, which can't be halved, so nothing is left that the "
-            "search doesn't see; add images, or name another split by data.test and set search.holdout: test"
+            f"{unseen.split.removesuffix(f'-{UNSEEN}')} has 1 image, which can't be halved, so nothing is left that "
+            "the search doesn't see; add images, or name another split by data.test and set search.holdout: test"
         )
 
 
