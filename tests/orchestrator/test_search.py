@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 
 from detector.errors import InputError
 from orchestrator.comparison import compare
+from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.live_table import read_lines
 from orchestrator.plan import Plan, make_plan
@@ -377,3 +378,26 @@ def test_samples_are_read_as_they_were_written(folder: Path, monkeypatch: pytest
         assert row.row == ", ".join(f"{key.rpartition('.')[2]}={value:g}" for key, value in one.values.items())
         assert row.config.model.assigner.predicted_weight == one.values["model.assigner.predicted_weight"]
     assert replace(known, samples=()).winner == known.winner
+
+
+def test_another_sweep_goes_on_with_a_training_that_a_search_stopped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Tuned(monkeypatch, height)
+    plan, _ = search(folder)
+    assert plan.search is not None
+    ledger = Ledger(plan.storage)
+    row = next(row for row in plan.search.samples if ledger.record(row.identity).stopped)
+    step = ledger.record(row.identity).step
+    with Lease(ledger.place, "other") as lease:
+        other = Ledger(plan.storage, lease.fence)
+        assert other.claim(row.identity, sweep="other", row="mine", seed=7, config={}, iterations=100)
+        other.started(row.identity, node="there", from_step=step, hardware={})
+        record = ledger.record(row.identity)
+        assert (record.state, record.step, record.over_for(plan.key)) == ("running", step, False)
+        assert rows_of(plan)[row.row, 7]["state"] == "running"
+        other.finished(row.identity, plan.storage / "results", {"loss": 0.5})
+    record = ledger.record(row.identity)
+    assert (record.trained, record.stopped) == (True, None)
+    # The winner was chosen when the search was over, and stays.
+    assert plan_of(folder).search.winner == plan.search.winner  # type: ignore[union-attr]
