@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from detector.config import TrainingConfig
 from detector.document import listed
 from detector.keys import flat
+from orchestrator.estimate import Estimate, estimate_lines
 from orchestrator.history import MOST
+from orchestrator.order import RULE
 from orchestrator.plan import Plan, PlannedRow
 from orchestrator.prospects import prospect_lines, prospects
 from orchestrator.results import Results
+from orchestrator.search_text import search_lines
+
+MOST_TURNS = 40
+"""Trainings whose order is shown; the rest is counted, and is in --json."""
 
 
-def describe(plan: Plan, ledger: Results) -> str:
-    """The whole description, for a terminal."""
+def describe(plan: Plan, ledger: Results, costs: Estimate | None = None, turns: Sequence[str] = ()) -> str:
+    """The whole description, for a terminal.
+
+    ``turns``: identities in the order in which they will start; ``costs``: what was measured of them.
+    """
     lines = [f"{plan.key}: {plan.title}", ""]
     lines += _rows(plan, ledger)
     lines += ["", *_changes(plan), *_trainings(plan, ledger)]
     lines += ["", *_needs(plan)]
-    lines += _prospects(plan, ledger)
+    lines += _search(plan, costs)
+    lines += _order(plan, turns)
+    told = estimate_lines(costs) if costs is not None else []
+    lines += ["", *told] if told else []
+    lines += _prospects(plan, ledger, costs)
     lines += [
         "",
         *_common(plan),
@@ -51,9 +65,41 @@ def _rows(plan: Plan, ledger: Results) -> list[str]:
             state = {"finished": "done", "failed": "failed, is tried again"}.get(record.state, "running elsewhere")
         reused = ledger.reused_from(plan.key, row.row, row.seed, row.identity)
         state += f", from {reused}" if reused else ""
-        table.append((row.row, str(row.seed), row.identity if row.drawn else "not drawn yet", state, _sets(plan, row)))
+        name = row.identity if row.drawn else "not drawn yet"
+        table.append((row.row, str(row.seed), name, state, _sets(plan, row)))
     widths = [max(len(line[index]) for line in table) for index in range(5)]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table]
+
+
+def _search(plan: Plan, costs: Estimate | None) -> list[str]:
+    found = []
+    for index, line in enumerate(search_lines(plan, costs)):
+        start = " " * 10 if index else "search    "
+        found += textwrap.wrap(
+            line, 110, initial_indent=start, subsequent_indent=" " * 12, break_on_hyphens=False, break_long_words=False
+        )
+    return ["", *found] if found else []
+
+
+def _order(plan: Plan, turns: Sequence[str]) -> list[str]:
+    """The trainings in the order in which they start, each under the first row that shows it."""
+    if len(turns) < 2:
+        return []
+    first = {row.identity: row for row in reversed(plan.rows)}
+    several = len({row.seed for row in plan.rows}) > 1
+    names = [first[one].row + (f" (seed {first[one].seed})" if several else "") for one in turns]
+    shown = names[:MOST_TURNS]
+    more = f"; and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    text = f"{RULE}: {'; '.join(shown)}{more}"
+    lines = textwrap.wrap(
+        text,
+        110,
+        initial_indent="order     ",
+        subsequent_indent=" " * 10,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return ["", *lines]
 
 
 def _sets(plan: Plan, row: PlannedRow) -> str:
@@ -138,10 +184,10 @@ def _need(config: TrainingConfig) -> str:
     )
 
 
-def _prospects(plan: Plan, ledger: Results) -> list[str]:
+def _prospects(plan: Plan, ledger: Results, costs: Estimate | None) -> list[str]:
     """What the planned seeds can show of each pair that is compared."""
     found = []
-    for index, line in enumerate(prospect_lines(prospects(plan, ledger))):
+    for index, line in enumerate(prospect_lines(prospects(plan, ledger), costs)):
         start = "compare   " if index == 0 else " " * 10
         found += textwrap.wrap(
             line, 110, initial_indent=start, subsequent_indent=" " * 12, break_on_hyphens=False, break_long_words=False

@@ -17,8 +17,10 @@ from orchestrator.record import Record
 if TYPE_CHECKING:
     from orchestrator.plan import PlannedRow
 
-LOG_EVERY_S = 30.0
-HEADER = ("row", "seed", "state", "step", "loss", "AP", "left")
+LOG_EVERY_S = 60.0
+OTHERS = ("failed", "stopped", "running")
+"""States that are counted besides the finished rows; stopped: early, by the scheduler of a search."""
+HEADER = ("row", "seed", "state", "step", "loss", "AP", "ETA", "where")
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,23 @@ class Line:
     """Seconds, estimated from this attempt's pace."""
     error: str | None
     identity: str
+    where: str = ""
+    """The node of its first worker and what it computes on, while it runs."""
 
     def cells(self) -> tuple[str, ...]:
         """What the table shows, under ``HEADER``."""
         step = f"{self.step}/{self.iterations}" if self.iterations else ""
         left = duration(self.left) if self.left is not None else ""
-        return (self.row, str(self.seed), self.state, step, _number(self.loss, 3), _number(self.ap, 1), left)
+        return (
+            self.row,
+            str(self.seed),
+            self.state,
+            step,
+            _number(self.loss, 3),
+            _number(self.ap, 1),
+            left,
+            self.where,
+        )
 
 
 def read_lines(rows: Iterable[PlannedRow], ledger: Ledger) -> list[Line]:
@@ -69,7 +82,7 @@ def _line(row: PlannedRow, record: Record) -> Line:
     return Line(
         row=row.row,
         seed=row.seed,
-        state=record.state,
+        state="stopped" if record.stopped and record.state == "pending" and record.holder is None else record.state,
         step=record.step,
         iterations=record.iterations or row.config.schedule.max_iterations,
         loss=trained["metrics"].get("loss") if trained else None,
@@ -77,7 +90,19 @@ def _line(row: PlannedRow, record: Record) -> Line:
         left=None if left is None else max(0.0, left),
         error=record.error,
         identity=row.identity,
+        where=_where(record),
     )
+
+
+def _where(record: Record) -> str:
+    """``node``, or ``node 2×cuda`` where there are GPUs or several workers."""
+    if record.state != "running" or not record.history or record.trained:
+        return ""
+    hardware, node = record.history[-1].get("hardware") or {}, str(record.history[-1]["node"])
+    workers, device = hardware.get("workers", 1), hardware.get("device", "cpu")
+    if workers > 1:
+        return f"{node} {workers}×{device}"
+    return f"{node} {device}" if device != "cpu" else node
 
 
 def table(lines: Sequence[Line], width: int | None = None) -> str:
@@ -87,7 +112,8 @@ def table(lines: Sequence[Line], width: int | None = None) -> str:
     text = []
     for row in cells:
         parts = [row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].ljust(widths[2])]
-        parts += [cell.rjust(size) for cell, size in zip(row[3:], widths[3:], strict=True)]
+        parts += [cell.rjust(size) for cell, size in zip(row[3:-1], widths[3:-1], strict=True)]
+        parts.append(row[-1])
         text.append("  ".join(parts).rstrip()[:width])
     return "\n".join(text)
 
@@ -133,7 +159,7 @@ class LiveTable:
         shown = list(lines)
         # A table that is higher than the screen can't be redrawn in place: what is at work is shown, the rest counted.
         if len(shown) > size.lines - 4:
-            order = {"running": 0, "pending": 1, "failed": 2, "finished": 3}
+            order = {"running": 0, "pending": 1, "failed": 2, "stopped": 3, "finished": 3}
             shown = sorted(shown, key=lambda line: order[line.state])[: max(1, size.lines - 4)]
         text = table(shown, size.columns - 1) + "\n" + self._summary(lines)[: size.columns - 1]
         back = f"\x1b[{self._drawn}A" if self._drawn else ""
@@ -147,15 +173,19 @@ class LiveTable:
             before, self._states[key] = self._states.get(key), line.state
             if before == line.state or (before is None and line.state == "pending"):
                 continue
-            what = {"finished": f"AP {_number(line.ap, 1) or 'undefined'}", "failed": line.error or ""}
+            figure = f"AP {_number(line.ap, 1) or 'undefined'}"
+            early = f"at {line.step}/{line.iterations}, {figure}"
+            what = {"finished": figure, "failed": line.error or "", "stopped": early}
             detail = what.get(line.state, "")
             self._write(f"{line.row} (seed {line.seed}): {line.state}" + (f", {detail}" if detail else ""))
         if time.monotonic() - self._logged >= self._log_every:
             self._logged = time.monotonic()
             running = [
-                f"{line.row} {line.step}/{line.iterations}"
+                f"{line.row} (seed {line.seed}) {line.step}/{line.iterations}"
                 + (f" loss {line.loss:.3f}" if line.loss is not None else "")
+                + (f" AP {line.ap:.1f}" if line.ap is not None else "")
                 + (f", about {duration(line.left)} left" if line.left is not None else "")
+                + (f", on {line.where}" if line.where else "")
                 # Rows that share a training are at the same step: the first speaks for all.
                 for line in reversed({line.identity: line for line in reversed(lines)}.values())
                 if line.state == "running"
@@ -163,9 +193,9 @@ class LiveTable:
             self._write("; ".join([self._summary(lines), *running]))
 
     def _summary(self, lines: Sequence[Line]) -> str:
-        counts = {state: sum(line.state == state for line in lines) for state in ("finished", "failed", "running")}
+        counts = {state: sum(line.state == state for line in lines) for state in ("finished", *OTHERS)}
         parts = [f"{counts['finished']} of {len(lines)} rows finished"]
-        parts += [f"{counts[state]} {state}" for state in ("failed", "running") if counts[state]]
+        parts += [f"{counts[state]} {state}" for state in OTHERS if counts[state]]
         return f"{', '.join(parts)}, after {duration(time.monotonic() - self._began)}"
 
     def _write(self, text: str) -> None:

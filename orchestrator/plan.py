@@ -35,6 +35,7 @@ from orchestrator.request import (
     sweep_key,
 )
 from orchestrator.rerun import read_run
+from orchestrator.search_spec import Search
 from orchestrator.spec import (
     Figure,
     Quoted,
@@ -107,6 +108,21 @@ class PlannedRow:
 
 
 @dataclass(frozen=True)
+class PlannedSearch:
+    """A search, as far as it has come. Its winner is judged by rows of the plan."""
+
+    spec: Search
+    key: str
+    """What names it among the searches of its sweep."""
+    template: PlannedRow
+    """The reference row as a sample would be: by the samples' seed, evaluated on what the search sees."""
+    samples: tuple[PlannedRow, ...]
+    """What was tried, named by its values."""
+    winner: PlannedRow | None
+    """The best of them, once all are done."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A sweep, ready to run."""
 
@@ -135,6 +151,13 @@ class Plan:
     """How many pairs the sweep file compares, also of rows that aren't selected now."""
     register: Register | None = None
     """Where the winner goes, if anywhere."""
+    search: PlannedSearch | None = None
+    """What it searches beyond its rows."""
+
+    @property
+    def whole(self) -> Plan:
+        """The same with the samples of its search among the rows; they are compared with nothing."""
+        return self if self.search is None else replace(self, rows=(*self.search.samples, *self.rows))
 
     @property
     def place(self) -> str | Path:
@@ -225,7 +248,7 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
             f"`{command_line('sweep', request)}` draws them again"
         )
     names = {row.row for row in rows}
-    return Plan(
+    plan = Plan(
         key=key,
         name=spec.name,
         title=spec.title,
@@ -243,6 +266,11 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
         plugins=spec.plugins,
         dropped=history.dropped(row.name for row in spec.rows),
     )
+    if spec.search is None:
+        return plan
+    from orchestrator.search_plan import with_search
+
+    return with_search(plan, spec.search, ledger, request, spec.seeds[0], purpose)
 
 
 def _check_known(key: str, ledger: Ledger, request: SweepRequest) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.comparison import data_of, paper_of, planned_cells, same_training
 from orchestrator.departures import data_name, other_than_paper
+from orchestrator.estimate import Estimate
 from orchestrator.looks import before
 from orchestrator.plan import Plan
 from orchestrator.results import Results
@@ -72,8 +73,11 @@ def prospects(plan: Plan, ledger: Results) -> Prospects:
     )
 
 
-def prospect_lines(told: Prospects) -> list[str]:
-    """A line a pair, below one that says by what deviation; nothing where no rows are compared."""
+def prospect_lines(told: Prospects, costs: Estimate | None = None) -> list[str]:
+    """A line a pair, below one that says by what deviation; nothing where no rows are compared.
+
+    ``costs`` say what the seeds of both rows take.
+    """
     if not told.pairs and not told.apart:
         return []
     low, high = told.deviations
@@ -89,7 +93,10 @@ def prospect_lines(told: Prospects) -> list[str]:
             shown = f"{seeds} show{'s' * (told.seeds == 1)} nothing"
         else:
             shown = f"differences from {_range(*pair.smallest)} AP are shown"
-        lines.append(f"{_name(pair.first, pair.second)}: {shown}; {_needed(pair)}")
+        each = costs.of_a_seed(pair.first, pair.second) if costs is not None else None
+        cost = _Cost(each, costs.unit, costs.price) if costs is not None and each is not None else None
+        planned = f" ({cost.of(told.seeds)})" if cost else ""
+        lines.append(f"{_name(pair.first, pair.second)}: {shown}{planned}; {_needed(pair, cost)}")
     lines += [f"{_name(*pair)}: never compared, as the rows have different data" for pair in told.apart]
     return lines
 
@@ -98,10 +105,31 @@ def _name(first: str, second: str) -> str:
     return f"{first} \N{MINUS SIGN} {second}"
 
 
-def _needed(pair: Forecast) -> str:
+@dataclass(frozen=True)
+class _Cost:
+    """Of one seed of both rows of a pair."""
+
+    hours: float
+    unit: str
+    price: float | None
+
+    def of(self, seeds: int, most: int | None = None) -> str:
+        """``seeds`` of them, or up to ``most``."""
+        counts = [seeds] if most in (None, seeds) else [seeds, most]
+        hours = " to ".join(f"{count * self.hours:,.3g}" for count in counts)
+        money = " to ".join(f"{count * self.hours * (self.price or 0.0):,.2f}" for count in counts)
+        return f"{hours} {self.unit} for both rows" + (f", cost {money}" if self.price is not None else "")
+
+
+def _needed(pair: Forecast, cost: _Cost | None) -> str:
     if pair.seeds is None:
         return "the paper's difference isn't known" if pair.paper is None else "the paper has no difference"
-    return f"the paper's {pair.paper:+.2f} would need {_seeds(pair.seeds)}"
+    text = f"the paper's {pair.paper:+.2f} would need {_seeds(pair.seeds)}"
+    if cost is None or pair.seeds.lowest is None:
+        return text
+    return f"{text} ({cost.of(pair.seeds.lowest, pair.seeds.highest)}" + (
+        " or far more)" if pair.seeds.highest is None else ")"
+    )
 
 
 def _seeds(needed: SeedRange) -> str:

@@ -54,12 +54,19 @@ class Record:
     """Key of the sweep that is to train or to evaluate it now."""
     training: str | None = None
     """Unique name of this training; another one after `--fresh`."""
+    stopped: dict[str, Any] | None = None
+    """Where the scheduler of a search ended it early: "by", "step", "sweep", "metric", "value"; its state is pending,
+    for it can be continued, but for that search it is over."""
     first_sweep: str | None = None
     """Key of the sweep that trained it first,"""
     first_row: str | None = None
     """the row there,"""
     first_seed: int | None = None
     """and the seed."""
+
+    def over_for(self, sweep: str) -> bool:
+        """Whether the search of ``sweep`` has stopped it and nobody is at it since."""
+        return self.stopped is not None and self.stopped["sweep"] == sweep and self.state == "pending"
 
     @property
     def attempts(self) -> int:
@@ -130,6 +137,7 @@ def read_record(
         hardware=attempts[-1].get("hardware") or {} if attempts else {},
         holder=status.get("holder"),
         training=status["training"],
+        stopped=None if trained else status.get("stopped"),
         first_sweep=first.get("sweep"),
         first_row=first.get("row"),
         first_seed=first.get("seed"),

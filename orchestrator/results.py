@@ -83,6 +83,11 @@ def result_rows(plan: Plan, ledger: Results) -> list[dict[str, Any]]:
                 "error": record.error,
             }
         )
+        if record.stopped is not None and record.over_for(plan.key):
+            # The row has its result, which is less than a whole training's: step and "stopped" say so.
+            value = {record.stopped["metric"]: record.stopped["value"]}
+            stopped = {name: record.stopped[name] for name in ("by", "step")}
+            entries[-1] |= {"state": "finished", "metrics": value, "stopped": stopped}
     return entries
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -26,11 +25,13 @@ from orchestrator.interruption import Interrupted, signals
 from orchestrator.lease import Lease, LeaseLostError
 from orchestrator.ledger import Ledger
 from orchestrator.live_table import LiveTable
+from orchestrator.order import in_order
 from orchestrator.preparation import data_of, make_ready, remember_choices, state_of, unfinished
 from orchestrator.probe import Expected, expect
 from orchestrator.report.refresh import Refresh
 from orchestrator.supply import WAIT_S, Supply, await_room, examine_all
 from orchestrator.tracking import PATIENCE_S, Tracker
+from orchestrator.tuning import run_tuner
 
 if TYPE_CHECKING:
     from orchestrator.evaluation import EvaluationJob
@@ -54,10 +55,6 @@ class SweepOutcome:
     """Of the command: 0, 3, 130, 143 or 4."""
     notice: str | None = None
     """One sentence about what does not change the result, such as a tracking server that was away at the end."""
-
-
-class _Stopped(BaseException):
-    """Ends Tune's loop at once. Tune would answer an ordinary exception by waiting for all trials."""
 
 
 def run_sweep(
@@ -88,31 +85,29 @@ def run_sweep(
             make_ready(plan, ledger, address, fresh=fresh)
             with Lease(ledger.place, plan.key) as lease:
                 remember_choices(plan, ledger)
-                limits = _Limits(max_concurrent, max_gpu_hours, wait_for_nodes_s)
-                return _Pass(plan, Ledger(plan.place, lease.fence), listen, limits).run(address, fresh)
+                limits = Limits(max_concurrent, max_gpu_hours, wait_for_nodes_s)
+                return Pass(plan, Ledger(plan.place, lease.fence), listen, limits).run(address, fresh)
         except UnreachableError as error:
             return SweepOutcome("unreachable", str(error), 4)
         except OSError as error:
-            where = error.filename or ledger.address
-            return SweepOutcome(
-                "unreachable",
-                f"the storage can't be used ({error.strerror or error}: {where}); what is in it is intact: make room "
-                "or give write permission, and run the same command again",
-                4,
-            )
+            return unusable(error, ledger)
         except Interrupted as stop:
-            return _interrupted(stop)
+            return interrupted(stop)
 
 
 @dataclass(frozen=True)
-class _Limits:
+class Limits:
+    """How much a pass may take."""
+
     concurrent: int | None = None
     gpu_hours: float | None = None
     wait_for_nodes_s: float | None = None
 
 
-class _Pass:
-    def __init__(self, plan: Plan, ledger: Ledger, listen: Callable[[], None], limits: _Limits) -> None:
+class Pass:
+    """One pass over ``plan``."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, listen: Callable[[], None], limits: Limits) -> None:
         self.plan, self.ledger, self._listen, self._limits = plan, ledger, listen, limits
         self._claimed: list[str] = []
         self._held: list[str] = []
@@ -123,8 +118,9 @@ class _Pass:
         self._tune_error: dict[str, str] = {}
 
     def run(self, address: str | None, fresh: bool) -> SweepOutcome:
-        tracker = Tracker(self.plan, self.ledger)
-        todo = unfinished(self.plan, self.ledger, fresh)
+        """The pass, from what is left to its outcome."""
+        tracker = self._tracker()
+        todo = self._todo(fresh)
         # MLflow's first look at its store takes seconds, which the cluster's start can hide.
         connecting = _Background(lambda: tracker.connect(PATIENCE_S))
         try:
@@ -163,10 +159,37 @@ class _Pass:
             raise
         return self._outcome(tracker)
 
+    def _tracker(self) -> Tracker:
+        return Tracker(self.plan, self.ledger)
+
+    def _todo(self, fresh: bool) -> list[str]:
+        return unfinished(self.plan, self.ledger, fresh)
+
     def _train(self, cluster: nodes.Nodes, todo: list[str], tracker: Tracker, fresh: bool) -> None:
         needs = {identity: cluster.need(self.plan.trainings[identity].resources) for identity in todo}
         for identity in [] if fresh else [one for one in todo if self.ledger.record(one).trained]:
             needs[identity] = replace(needs[identity], workers=1)  # only to be evaluated
+        cluster, expected, at_once = self._placed(cluster, needs, todo)
+        assignments = self._claim(needs, fresh, expected)
+        tracker.open(PATIENCE_S)
+        tracker.start()
+        self._tune = threading.Thread(target=self._run_tune, args=(assignments, at_once), name="tune", daemon=True)
+        table = LiveTable(self.plan.rows, self.ledger)
+        self._follow(cluster, expected, needs, table)
+        for identity, assignment in assignments.items():
+            error = self._tune_error.get(identity)
+            if self.ledger.record(identity).state in ("pending", "running"):
+                self.ledger.failed(identity, error)
+            for job in assignment.evaluations if self.ledger.record(identity).trained else ():
+                if self.ledger.record(identity, {"": job.key}).state in ("pending", "running"):
+                    self.ledger.evaluation_failed(identity, job.key, error or "it ended without saying why")
+        table.close()
+        tracker.stop_polling()
+
+    def _placed(
+        self, cluster: nodes.Nodes, needs: dict[str, nodes.Need], todo: list[str]
+    ) -> tuple[nodes.Nodes, Expected | None, int]:
+        """The cluster once it has room, what its nodes must find, and how many of ``todo`` run at once."""
         expected = None
         if cluster.here:
             nodes.check_room(cluster, needs.values())
@@ -178,15 +201,16 @@ class _Pass:
         gpus = any(need.gpus for need in needs.values())
         if self._limits.gpu_hours is not None and not gpus:
             sys.stderr.write("these trainings use no GPU: --max-gpu-hours counts the hours of their workers\n")
-        check_budget(self.plan, self.ledger, self._limits.gpu_hours, gpus=gpus)
-        max_concurrent = self._limits.concurrent
+        self._check_budget(gpus)
         room = min(cluster.room(need) for need in needs.values())
-        at_once = max(1, min(room, max_concurrent or room))
-        assignments = self._claim(needs, fresh, expected)
-        tracker.open(PATIENCE_S)
-        tracker.start()
-        self._tune = threading.Thread(target=self._run_tune, args=(assignments, at_once), name="tune", daemon=True)
-        table = LiveTable(self.plan.rows, self.ledger)
+        return cluster, expected, max(1, min(room, self._limits.concurrent or room))
+
+    def _follow(
+        self, cluster: nodes.Nodes, expected: Expected | None, needs: dict[str, nodes.Need], table: LiveTable
+    ) -> None:
+        """Starts Tune's thread, and shows and checks what goes on until it ends."""
+        assert self._tune is not None
+        gpus = any(need.gpus for need in needs.values())
         self._tune.start()
         with contextlib.ExitStack() as stack:
             stack.enter_context(Refresh(self.plan, self.ledger))
@@ -199,31 +223,25 @@ class _Pass:
                 self._tune.join(timeout=self.ledger.place.pause)
                 self.ledger.check()
                 table.update()
-                check_budget(self.plan, self.ledger, self._limits.gpu_hours, gpus=gpus)
+                self._check_budget(gpus)
                 if supply is not None:
                     supply.check()
         if self._broken is not None:
             raise UnreachableError(
                 f"the cluster stopped scheduling ({_last_words(self._broken)}); run the same command again to continue"
             )
-        for identity, assignment in assignments.items():
-            error = self._tune_error.get(identity)
-            if self.ledger.record(identity).state in ("pending", "running"):
-                self.ledger.failed(identity, error)
-            for job in assignment.evaluations if self.ledger.record(identity).trained else ():
-                if self.ledger.record(identity, {"": job.key}).state in ("pending", "running"):
-                    self.ledger.evaluation_failed(identity, job.key, error or "it ended without saying why")
-        table.close()
-        tracker.stop_polling()
+
+    def _check_budget(self, gpus: bool) -> None:
+        check_budget(self.plan.whole, self.ledger, self._limits.gpu_hours, gpus=gpus)
 
     def _left(self, needs: dict[str, nodes.Need]) -> list[nodes.Need]:
         """What the trainings need that aren't done."""
         return [needs[one] for one in self._claimed if self.ledger.record(one).state in ("pending", "running")]
 
     def _claim(self, needs: dict[str, nodes.Need], fresh: bool, expected: Expected | None) -> dict[str, Assignment]:
-        """Takes what is not finished, in the order of the rows; what each training is to do, by identity."""
+        """Takes what is not finished; what each training is to do, by identity, in the order in which they start."""
         assignments: dict[str, Assignment] = {}
-        for row in self.plan.rows:
+        for row in in_order(self.plan, self.ledger):
             if row.identity not in needs or row.identity in assignments or row.identity in self._held:
                 continue
             record = self.ledger.record(row.identity)
@@ -278,51 +296,17 @@ class _Pass:
     def _run_tune(self, assignments: dict[str, Assignment], at_once: int) -> None:
         from ray import tune
 
-        from orchestrator.trial import TRIAL_RESOURCES, run_trial
-        from orchestrator.trial import cause as cause_of
+        from orchestrator.trial import run_trial
 
-        stop = self._stop
+        trial = functools.partial(run_trial, assignments=assignments)
+        self._tuned(trial, at_once=at_once, param_space={"identity": tune.grid_search(self._claimed)})
 
-        class StopOnRequest(tune.Callback):
-            """Tune has no other way of being ended from outside."""
-
-            def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-                if stop.is_set():
-                    raise _Stopped
-
-            def __reduce__(self) -> Any:
-                # Tune saves its callbacks with its state, which nobody will read.
-                return tune.Callback, ()
-
-        scratch = self.plan.folder / ".tune"
-        shutil.rmtree(scratch, ignore_errors=True)
+    def _tuned(self, function: Callable[[dict[str, Any]], None], **options: Any) -> None:
         try:
-            tuner = tune.Tuner(
-                tune.with_resources(functools.partial(run_trial, assignments=assignments), TRIAL_RESOURCES),
-                param_space={"identity": tune.grid_search(self._claimed)},
-                tune_config=tune.TuneConfig(
-                    max_concurrent_trials=at_once,
-                    # The next trial runs in the same process, which has its seconds of imports behind it.
-                    reuse_actors=True,
-                    trial_dirname_creator=lambda trial: trial.trial_id,
-                ),
-                run_config=tune.RunConfig(
-                    name="state",
-                    storage_path=str(scratch),
-                    verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=1),
-                    callbacks=[StopOnRequest()],
-                ),
-            )
-            results = tuner.fit()
-            for result in (results[index] for index in range(len(results))):
-                if result.error is not None and result.config is not None:
-                    self._tune_error[result.config["identity"]] = cause_of(result.error)
+            self._tune_error = run_tuner(function, self.plan.folder / ".tune", self._stop, **options)
         except BaseException as error:
-            if not stop.is_set():
+            if not self._stop.is_set():
                 self._broken = error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def _release(self) -> None:
         def give_back(identity: str) -> None:
@@ -338,7 +322,7 @@ class _Pass:
         if tracker.opened:
             tracker.abandon()
         self._end_tune()
-        return _interrupted(stop)
+        return interrupted(stop)
 
     def _end_tune(self) -> None:
         """Ends Tune's thread, which must not outlive the connection to Ray: using it then ends the process."""
@@ -389,7 +373,19 @@ def _last_words(error: BaseException) -> str:
     return lines[-1].strip()[:300] if lines else type(error).__name__
 
 
-def _interrupted(stop: Interrupted) -> SweepOutcome:
+def unusable(error: OSError, ledger: Ledger) -> SweepOutcome:
+    """The storage refused a write."""
+    where = error.filename or ledger.address
+    return SweepOutcome(
+        "unreachable",
+        f"the storage can't be used ({error.strerror or error}: {where}); what is in it is intact: make room "
+        "or give write permission, and run the same command again",
+        4,
+    )
+
+
+def interrupted(stop: Interrupted) -> SweepOutcome:
+    """A signal ended the pass."""
     return SweepOutcome(
         "interrupted", f"interrupted by {stop}; run the same command again to continue", 128 + stop.number
     )

@@ -24,6 +24,7 @@ from detector.errors import InputError
 from detector.keys import Setting, check_key, read_layer, read_settings
 from detector.plugins import Plugin, read_plugins
 from detector.refusals import checked, short
+from orchestrator.search_spec import Search, check_search
 
 Metric = Literal["AP", "AP50", "AP75", "APs", "APm", "APl"]
 METRICS: tuple[Metric, ...] = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -112,6 +113,7 @@ class _SweepFile(Section):
     seeds: list[Seed] = Field(default_factory=lambda: [0])
     figures: list[Figure] = Field(default_factory=list)
     register: Register | None = None
+    search: Search | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ class SweepSpec:
     """Those of the file and of the files that it includes."""
     register: Register | None = None
     """The file's own; not those of the files that it includes."""
+    search: Search | None = None
+    """What is searched beyond the rows."""
 
 
 def installed_sweeps() -> Path:
@@ -213,6 +217,7 @@ def load_spec(name: str, *, beside: Path | None = None, within: tuple[Path, ...]
     _refuse_duplicates(rows, document)
     names = [row.name for row in rows]
     _check_references(said, names, document)
+    check_search(said.search, names, said.seeds, bool(said.include or within), document)
     return SweepSpec(
         path=path,
         name=said.name,
@@ -225,6 +230,7 @@ def load_spec(name: str, *, beside: Path | None = None, within: tuple[Path, ...]
         ),
         seeds=tuple(said.seeds),
         figures=(*said.figures, *(figure for spec in included for figure in _prefixed_figures(spec))),
+        search=said.search,
         plugins=tuple(dict.fromkeys((*plugins, *(plugin for spec in included for plugin in spec.plugins)))),
         register=said.register,
     )

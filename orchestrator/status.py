@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-from orchestrator import lease
 from orchestrator.cancellation import cancel, retry
 from orchestrator.ledger import Ledger
 from orchestrator.live_table import LiveTable, read_lines, table
@@ -43,12 +42,12 @@ def _status(arguments: argparse.Namespace) -> Answer:
         notes.append(f"pending again: {_together(arguments.retry, together)}; the next run of the sweep takes it")
     if arguments.watch:
         _watch(plan, ledger)
-    rows = result_rows(plan, ledger)
-    alive = lease.held(plan.folder)
+    rows = result_rows(plan.whole, ledger)
+    alive = ledger.held(plan.key)
     complete = all(row["state"] == "finished" for row in rows)
     failed = [f"{row['row']} (seed {row['seed']}) failed: {row['error']}" for row in rows if row["state"] == "failed"]
     end = "complete" if complete else "a driver is at work" if alive else "nobody is at work; run the sweep to continue"
-    text = "\n".join([table(read_lines(plan.rows, ledger)), *failed, *notes, f"{plan.key}: {end}"]) + "\n"
+    text = "\n".join([table(read_lines(plan.whole.rows, ledger)), *failed, *notes, f"{plan.key}: {end}"]) + "\n"
     document = {
         "sweep": plan.key,
         "status": "complete" if complete else "partial",
@@ -65,10 +64,11 @@ def _together(row: str, rows: list[str]) -> str:
 
 
 def _watch(plan: Plan, ledger: Ledger) -> None:
-    live = LiveTable(plan.rows, ledger)
-    while lease.held(plan.folder):
+    live = LiveTable(plan.whole.rows, ledger)
+    while ledger.held(plan.key):
         live.update()
-        time.sleep(WATCH_S)
+        time.sleep(max(WATCH_S, ledger.place.pause))
+    live.close()
 
 
 if __name__ == "__main__":

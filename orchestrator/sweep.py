@@ -6,6 +6,7 @@ Nothing heavy is imported before it is known that there is something to train.
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,11 +18,15 @@ from detector.document import listed
 from detector.errors import InputError
 from detector.origins import without_secrets
 from orchestrator import registry
+from orchestrator.costs import remembered, workload_key
 from orchestrator.dry_run import describe
+from orchestrator.estimate import estimate, estimate_document
 from orchestrator.history import MOST
+from orchestrator.holdout import refuse_without
 from orchestrator.identity import deciding, digest
 from orchestrator.ledger import Ledger
 from orchestrator.options import Answer, Parser, add_sweep_options, answer, positive, positive_number, sweep_request
+from orchestrator.order import order
 from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
 from orchestrator.request import resolve_storage, resolve_tracking_uri
@@ -50,6 +55,12 @@ def _parser() -> Parser:
     )
     add_sweep_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained and what it needs, and stop")
+    parser.add_argument(
+        "--measure", action="store_true", help="with --dry-run: time some steps of each distinct model on this machine"
+    )
+    parser.add_argument(
+        "--price", metavar="P", type=positive_number, help="with --dry-run: of an hour of a GPU, or of a worker on CPUs"
+    )
     parser.add_argument("--address", metavar="RAY", help="cluster to join; default: $RAY_ADDRESS, then a local one")
     parser.add_argument("--max-concurrent", metavar="N", type=positive, help="most trainings at a time")
     parser.add_argument(
@@ -75,18 +86,27 @@ def _parser() -> Parser:
 
 
 def _sweep(arguments: argparse.Namespace) -> Answer:
+    if (arguments.measure or arguments.price is not None) and not arguments.dry_run:
+        raise InputError("--measure and --price say what a sweep would cost, before it is run; add --dry-run")
     request = replace(sweep_request(arguments), other_code=_other_code(arguments))
     plan = make_plan(request, "describe" if arguments.dry_run else "run")
     ledger = Ledger(plan.place)
+    if plan.search is not None and plan.rows[0].val is not None:
+        refuse_without(plan.rows[0].val)
     if arguments.dry_run:
-        document = _document(plan, ledger, "dry_run", None, None)
-        return Answer(0, {**document, "trainings": len(plan.trainings)}, describe(plan, ledger))
+        return _dry_run(plan, ledger, arguments)
     refuse_other_code(plan)
+    if plan.search is not None:
+        from orchestrator.search import check_optuna
+
+        check_optuna()
     fetch_initial_weights(plan)
     try_plugins(plan, ledger, fresh=arguments.fresh)
+    from orchestrator.search import run_search
     from orchestrator.session import run_sweep
 
-    outcome = run_sweep(
+    run = run_sweep if plan.search is None else functools.partial(run_search, again=lambda: make_plan(request))
+    outcome = run(
         plan,
         address=arguments.address,
         max_concurrent=arguments.max_concurrent,
@@ -95,6 +115,8 @@ def _sweep(arguments: argparse.Namespace) -> Answer:
         max_gpu_hours=arguments.max_gpu_hours,
         wait_for_nodes_s=None if arguments.wait_for_nodes is None else 60 * arguments.wait_for_nodes,
     )
+    if plan.search is not None:
+        plan = make_plan(request)
     if outcome.notice:
         print(f"note: {outcome.notice}", file=sys.stderr)
     if outcome.status == "unreachable":
@@ -107,6 +129,31 @@ def _sweep(arguments: argparse.Namespace) -> Answer:
     document = _document(plan, ledger, outcome.status, report, outcome.error)
     text = f"\n{terminal_table(plan, ledger)}\n{closing_lines(plan, ledger, report)}"
     return Answer(outcome.exit_status, document, text, outcome.error)
+
+
+def _dry_run(plan: Plan, ledger: Ledger, arguments: argparse.Namespace) -> Answer:
+    known = remembered(ledger.place, map(workload_key, plan.rows))
+    if arguments.measure:
+        from orchestrator.measurement import measure
+
+        known |= measure(plan, ledger)
+    costs = estimate(plan, ledger, known, price=arguments.price, now=arguments.measure)
+    turns, _ = order(plan, ledger, known)
+    document = _document(plan, ledger, "dry_run", None, None) | {"trainings": trainings(plan)}
+    if known:
+        document |= {"measured": estimate_document(costs), "order": turns}
+    elif arguments.price is not None:
+        print("note: nothing has been measured, so --price says nothing; add --measure", file=sys.stderr)
+    return Answer(0, document, describe(plan, ledger, costs, turns))
+
+
+def trainings(plan: Plan) -> int:
+    """Distinct trainings; of a search with the samples that are yet to be drawn, and the winner's."""
+    known = len(plan.whole.trainings)
+    if plan.search is None or plan.search.winner is not None:
+        return known
+    drawn, seeds = len(plan.search.samples), len({row.seed for row in plan.rows})
+    return known + max(0, plan.search.spec.samples - drawn) + seeds
 
 
 def _other_code(arguments: argparse.Namespace) -> Literal["refuse", "accept", "anew"]:
@@ -161,7 +208,7 @@ def _document(plan: Plan, ledger: Ledger, status: str, report: Path | None, erro
     return {
         "sweep": plan.key,
         "status": status,
-        "rows": result_rows(plan, ledger),
+        "rows": result_rows(plan.whole, ledger),
         "report": None if report is None else str(report),
         "error": error,
         **({"registered": registered} if registered is not None else {}),

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sync(arguments: argparse.Namespace) -> Answer:
-    plan = make_plan(sweep_request(arguments), "read")
+    plan = make_plan(sweep_request(arguments), "read").whole
     ledger = Ledger(plan.place)
     # A live driver writes the same runs: there must be one writer.
     with Lease(ledger.place, plan.key) as lease:
@@ -35,7 +35,8 @@ def _sync(arguments: argparse.Namespace) -> Answer:
         tracker = Tracker(plan, ledger, thorough=True)
         tracker.connect(PATIENCE_S)
         tracker.open(PATIENCE_S)
-        states = {ledger.record(row.identity, row.evaluations).state for row in plan.rows}
+        records = [ledger.record(row.identity, row.evaluations) for row in plan.rows]
+        states = {"finished" if record.over_for(plan.key) else record.state for record in records}
         problem = tracker.finish("FINISHED" if states == {"finished"} else "FAILED" if "failed" in states else "KILLED")
     rows = result_rows(plan, ledger)
     status = "unreachable" if problem else "complete" if states == {"finished"} else "partial"

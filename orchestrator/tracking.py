@@ -117,6 +117,11 @@ class Tracker:
         self._thread = threading.Thread(target=self._follow, name="tracking", daemon=True)
         self._thread.start()
 
+    def add(self, row: PlannedRow) -> None:
+        """A row that wasn't planned at first: a sample of a search."""
+        if all((run.row.row, run.row.seed) != (row.row, row.seed) for run in self._runs):
+            self._runs.append(_RowRun(row, row.evaluations))
+
     def stop_polling(self) -> None:
         """Ends the thread; what it had not written yet is left to ``finish``."""
         self._stop.set()
@@ -237,6 +242,11 @@ class Tracker:
             self.store.set_tags(run.run_id, {"source_run": source.run_id or "", **training_tags(record)})
         if record.state == "finished":
             self._log_result(run, record)
+        if record.stopped is not None and run.run_id is not None and run.status != "KILLED":
+            # As MLflow has Optuna's pruned trials: KILLED; the tag tells it from one that was interrupted.
+            self.store.set_tags(
+                run.run_id, {"stopped_early": f"{record.stopped['by']} at step {record.stopped['step']}"}
+            )
         if source is None and record.state != "running" and run.status != STATUS[record.state]:
             assert run.run_id is not None
             artifacts.log_checkpoints(self.store, self.ledger, run.run_id, row.identity)

@@ -14,6 +14,7 @@ from orchestrator.report.evidence import Evidence
 from orchestrator.report.figures import Curves
 from orchestrator.report.page import page
 from orchestrator.report.pairs import comma_separated_pairs
+from orchestrator.report.search import search_markdown, search_terminal
 from orchestrator.report.table import make_table
 from orchestrator.report.text import comma_separated, markdown, terminal
 from orchestrator.results import Results
@@ -31,7 +32,8 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
     evidence, curves = Evidence(plan, ledger), Curves(plan, ledger)
     contents = {
         "report.html": page(plan, table, ledger, comparison, evidence, curves),
-        "report.md": markdown(plan, table, comparison, evidence.rows(), costs(plan, ledger, curves)),
+        "report.md": markdown(plan, table, comparison, evidence.rows(), costs(plan, ledger, curves))
+        + search_markdown(plan, ledger),
         "table.csv": comma_separated(table),
     }
     if comparison.pairs:
@@ -51,7 +53,7 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
 
 def terminal_table(plan: Plan, ledger: Results) -> str:
     """The table for a terminal."""
-    return terminal(plan, make_table(plan, ledger), compare(plan, ledger))
+    return terminal(plan, make_table(plan, ledger), compare(plan, ledger)) + search_terminal(plan, ledger)
 
 
 def _write(path: Path, text: str) -> None:

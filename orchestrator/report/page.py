@@ -16,6 +16,7 @@ from orchestrator.report.figures import FIXED, Curves, figure
 from orchestrator.report.forest import forest
 from orchestrator.report.links import run_link
 from orchestrator.report.pairs import HEAD, TEXT, order_note, pair_cells, pair_notes
+from orchestrator.report.search import search_html
 from orchestrator.report.style import STYLE
 from orchestrator.report.table import Cell, Table, TableRow, difference, notes, ours, paper
 from orchestrator.results import Results
@@ -45,6 +46,7 @@ def page(
     sections = {
         "table": ("The table", _main(plan, table)),
         "pairs": ("What the rows say of each other", _comparison(table, comparison) if comparison is not None else []),
+        "search": ("What the search tried", search_html(plan, ledger)),
         "figures": ("Curves", _figures(plan, curves)),
         "errors": ("Kinds of error", error_sections(plan, evidence)),
         "images": ("Images that changed most", _images(plan, ledger, evidence)),

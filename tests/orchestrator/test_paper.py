@@ -69,7 +69,9 @@ def test_every_sweep_plans_as_it_is_and_under_every_profile(
     name: str, profile: str | None, coco: Path, tmp_path: Path
 ) -> None:
     plan = plan_of(name, profile, coco, tmp_path)
-    assert len(plan.row_names) == len(plan.rows)
+    seeds = {row.seed for row in plan.rows}
+    assert len(seeds) == (1 if plan.search is None else 5)
+    assert len(plan.row_names) * len(seeds) == len(plan.rows)
     assert all(row.differences for row in plan.rows)
     departs = profile in ("laptop", "small_data")
     assert all(bool(row.departures) == departs for row in plan.rows)

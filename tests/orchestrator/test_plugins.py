@@ -14,7 +14,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, make_plan
 from orchestrator.report import write_report
 from orchestrator.request import SweepRequest
-from orchestrator.session import _Limits, _Pass
+from orchestrator.session import Limits, Pass
 from orchestrator.sweep import closing_lines, try_plugins
 from orchestrator.worker import Assignment
 from tests.detector.test_plugins import ASSIGNER, HEAD
@@ -214,6 +214,6 @@ def test_workers_are_sent_its_text(table: Path) -> None:
     plan = plan_of(table)
     (table.parent / "middle.py").unlink()
     row = plan.rows[1]
-    assignment: Assignment = _Pass(plan, Ledger(plan.place), lambda: None, _Limits())._assignment(row, 0.0, None)
+    assignment: Assignment = Pass(plan, Ledger(plan.place), lambda: None, Limits())._assignment(row, 0.0, None)
     assert assignment.training_config.plugins[0].source == ASSIGNER
     assert assignment.evaluations[0].config["plugins"][0]["source"] == ASSIGNER

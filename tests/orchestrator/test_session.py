@@ -58,13 +58,13 @@ class Cluster:
         def connected(address: str | None) -> Iterator[nodes.Nodes]:
             yield nodes.Nodes(cpus=(4.0,), gpus=(0.0,), here=True)
 
-        def run_tune(self: session._Pass, assignments: dict[str, Assignment], at_once: int) -> None:
+        def run_tune(self: session.Pass, assignments: dict[str, Assignment], at_once: int) -> None:
             cluster.at_once.append(at_once)
             for assignment in assignments.values():
                 cluster.run(assignment)
 
         monkeypatch.setattr(nodes, "connected", connected)
-        monkeypatch.setattr(session._Pass, "_run_tune", run_tune)
+        monkeypatch.setattr(session.Pass, "_run_tune", run_tune)
 
     def run(self, assignment: Assignment) -> None:
         ledger, identity = Ledger(assignment.storage), assignment.identity
@@ -155,7 +155,7 @@ def test_a_budget_ends_the_sweep_resumably_and_is_of_all_its_runs(
 ) -> None:
     plan = plan_of(folder)
 
-    def run_tune(self: session._Pass, assignments: dict[str, Assignment], at_once: int) -> None:
+    def run_tune(self: session.Pass, assignments: dict[str, Assignment], at_once: int) -> None:
         first = next(iter(assignments.values()))
         ledger = Ledger(first.storage, first.fence)
         long_ago = time.time() - 7200
@@ -165,7 +165,7 @@ def test_a_budget_ends_the_sweep_resumably_and_is_of_all_its_runs(
         while not is_cancelled(ledger, first.identity):  # as its workers do
             time.sleep(0.05)
 
-    monkeypatch.setattr(session._Pass, "_run_tune", run_tune)
+    monkeypatch.setattr(session.Pass, "_run_tune", run_tune)
     outcome = run_sweep(plan, max_gpu_hours=3)
     assert (outcome.status, outcome.exit_status) == ("partial", 3)
     assert "the budget of 3 worker-hours is used up (4 worker-hours in all attempts" in str(outcome.error)

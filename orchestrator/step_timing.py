@@ -1,0 +1,265 @@
+"""Times some steps of one training in a process of its own: ``python -m orchestrator.step_timing JOB RESULT``.
+
+JOB is JSON: the resolved configuration, the images to take, and what a worker has of this machine. Each stage is told
+on standard output, a line each; RESULT gets the ``Measurement``. One worker's share of the global batch is trained, as
+a training on several would; initial weights aren't fetched, since they don't change how long a step takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from detector import plugins
+from detector.config import TrainingConfig
+from detector.data.coco import Category
+from detector.data.images import decode_image
+from detector.data.loader import Batch, training_batches
+from detector.errors import InputError
+from detector.evaluation import evaluate
+from detector.memory import is_out_of_memory, largest_micro_batch
+from detector.timing import device_name
+from detector.training_state import TrainingState
+from orchestrator.costs import Measurement
+
+WARM_UP = 2
+TIMED = 10
+LONG_S = 20.0
+"""Warm-up and timing end after so long each, but never before one step."""
+EVALUATED = 8
+"""Images whose evaluation is timed."""
+
+
+class Sample:
+    """Some images of a split, read from their files or made up, in the form of a converted store."""
+
+    has_annotations = True
+    is_local = True
+
+    def __init__(self, sample: dict[str, Any]) -> None:
+        self.uri = str(sample["root"])
+        self.categories = tuple(Category(number, name) for number, name in sample["categories"])
+        self._images = sample["images"]
+        self.sizes = np.array([image["size"] for image in self._images], np.int64).reshape(-1, 2)
+        self.image_ids = np.arange(1, len(self._images) + 1)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def first(self, count: int) -> Sample:
+        """The first ``count`` images."""
+        categories = [(category.id, category.name) for category in self.categories]
+        return Sample({"root": self.uri, "categories": categories, "images": self._images[:count]})
+
+    def training_indices(self, keep_empty: bool) -> np.ndarray:
+        """All: who took the sample has left out what isn't trained on."""
+        return np.arange(len(self), dtype=np.int64)
+
+    def boxes(self, index: int) -> np.ndarray:
+        """(G, 4) float32 xyxy in the image's own pixels."""
+        return np.array(self._images[index]["boxes"], np.float32).reshape(-1, 4)
+
+    def labels(self, index: int) -> np.ndarray:
+        """(G,) int64."""
+        return np.array(self._images[index]["labels"], np.int64)
+
+    def image(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB; noise where the image has no file."""
+        height, width = (int(side) for side in self.sizes[index])
+        path = self._images[index]["path"]
+        if path is None:
+            return np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        try:
+            return decode_image(Path(path).read_bytes(), size=(height, width))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} can't be used: {error}") from error
+
+    def coco_annotations(self) -> dict[str, Any]:
+        """The sample as a COCO document."""
+        images = [
+            {"id": number, "file_name": str(number), "height": int(height), "width": int(width)}
+            for number, (height, width) in zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True)
+        ]
+        annotations: list[dict[str, Any]] = []
+        for index, number in enumerate(self.image_ids.tolist()):
+            for (left, top, right, bottom), label in zip(self.boxes(index).tolist(), self.labels(index), strict=True):
+                box = [left, top, right - left, bottom - top]
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": number, "category_id": self.categories[label].id}
+                    | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+                )
+        categories = [{"id": category.id, "name": category.name} for category in self.categories]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def measure(job: dict[str, Any]) -> Measurement:
+    """What ``job`` asks for. Raises what training raises, but for memory that isn't enough, which is a result."""
+    config = _without_downloads(TrainingConfig.model_validate(job["config"]))
+    on_gpu = config.resources.gpus_per_worker != 0 and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    torch.set_num_threads(config.resources.cpus_per_worker)
+    available = _gpu_share(config) if on_gpu else int(job["memory_bytes"])
+    if not on_gpu:
+        _bound(available)
+    plugins.load(config.plugins)
+    sample: Any = Sample(job["sample"])
+    said: dict[str, Any] = {"device": device.type, "hardware": device_name(device), "available_bytes": available}
+    said |= {"real": bool(job["sample"]["real"])}
+    _say("building the model")
+    state = TrainingState(config, sample, device)
+    if job["pretrained"]:
+        _freeze_as_pretrained(state)
+    _say("warming up")
+    micro_batches: list[Batch] = []
+    times: list[float] = []
+    try:
+        began, stage, read = time.perf_counter(), "warm-up", time.perf_counter()
+        for micro_batches in _batches(config, sample):
+            state.update(micro_batches)
+            _finished(device)
+            now = time.perf_counter()
+            if stage == "timed":
+                times.append(now - read)
+                _say(f"step {len(times)} of up to {TIMED}")
+                if len(times) == TIMED or now - began > LONG_S:
+                    break
+            elif state.step >= WARM_UP or now - began > LONG_S:
+                began, stage = now, "timed"
+            read = now
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    images = sum(len(batch) for batch in micro_batches)
+    if not times:
+        # Outside of the handler, whose traceback holds what the step had allocated.
+        _say("looking for the largest batch that fits")
+        return Measurement(images=images, largest=_largest(state, micro_batches), time=time.time(), **said)
+    _say("evaluating")
+    eval_image_s = _evaluation(state, config, sample.first(EVALUATED))
+    with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
+        began = time.perf_counter()
+        state.save(Path(scratch))
+        checkpoint_s = time.perf_counter() - began
+    peak = int(torch.cuda.max_memory_reserved(device)) if on_gpu else _peak()
+    largest = None
+    if peak > available:
+        largest = max(0, min(int(images * available / peak), images - 1))
+    return Measurement(
+        step_s=statistics.median(times),
+        steps=len(times),
+        images=images,
+        eval_image_s=eval_image_s,
+        checkpoint_s=checkpoint_s,
+        memory_bytes=peak,
+        largest=largest,
+        time=time.time(),
+        **said,
+    )
+
+
+def _without_downloads(config: TrainingConfig) -> TrainingConfig:
+    """The same network from random weights. Every score is kept, so that an evaluation has all that it may have."""
+    postprocess = config.model.postprocess.model_copy(update={"score_threshold": 0.0})
+    own = {} if config.model.backbone.startswith("timm:") else {"weights": "none"}
+    model = config.model.model_copy(update={**own, "init": None, "postprocess": postprocess})
+    return config.model_copy(update={"model": model})
+
+
+def _freeze_as_pretrained(state: TrainingState) -> None:
+    """As ``ResNetBackbone`` does with pretrained weights: the stem and the first stage take no gradient."""
+    for name in ("conv1", "bn1", "layer1"):
+        part = getattr(state.model.network.backbone, name, None)
+        if part is not None:
+            part.requires_grad_(False)
+
+
+def _batches(config: TrainingConfig, sample: Any) -> Any:
+    resources = config.resources
+    return training_batches(
+        sample,
+        config.data,
+        batch_size=config.schedule.batch_size,
+        seed=0,
+        start=0,
+        stop=WARM_UP + TIMED,
+        rank=resources.workers - 1,  # whose share is the largest
+        world_size=resources.workers,
+        micro_batch_size=resources.micro_batch_size,
+        loader_workers=(
+            resources.cpus_per_worker - 1 if resources.loader_workers is None else resources.loader_workers
+        ),
+    )
+
+
+def _evaluation(state: TrainingState, config: TrainingConfig, sample: Any) -> float:
+    """Seconds an image, after one that doesn't count."""
+    evaluate(state.model, sample.first(1), config.data)
+    result = evaluate(state.model, sample, config.data, batch_size=config.evaluation.batch_size)
+    return (result.metrics["eval_seconds"] or 0.0) / len(sample)
+
+
+def _largest(state: TrainingState, micro_batches: list[Batch]) -> int:
+    try:
+        return largest_micro_batch(state, micro_batches) if micro_batches else 0
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return 0
+
+
+def _finished(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _gpu_share(config: TrainingConfig) -> int:
+    """What is free on the GPU, or the part of it that a worker is given."""
+    free, total = torch.cuda.mem_get_info()
+    share = config.resources.gpus_per_worker
+    return free if share is None or share >= 1 else int(min(free, total * share))
+
+
+def _bound(available: int) -> None:
+    """Allocations beyond ``available`` bytes fail, as on a GPU, in the place of the system ending some process."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    with contextlib.suppress(ValueError, OSError):  # a system without such a bound measures all the same
+        resource.setrlimit(resource.RLIMIT_DATA, (available, hard))
+
+
+def _peak() -> int:
+    """Most resident bytes of this process until now."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _say(text: str) -> None:
+    sys.__stdout__.write(text + "\n")  # type: ignore[union-attr]
+    sys.__stdout__.flush()  # type: ignore[union-attr]
+
+
+def main() -> int:
+    """The command; the result's ``error`` says what went wrong."""
+    job_file, result_file = sys.argv[1:]
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            found = measure(json.loads(Path(job_file).read_text()))
+        except Exception as error:
+            words = " ".join(str(error).split())[:300]
+            found = Measurement(error=words or type(error).__name__, time=time.time())
+        Path(result_file).write_text(json.dumps(asdict(found)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
