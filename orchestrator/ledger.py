@@ -19,13 +19,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from detector.errors import InputError, UnreachableError
-from orchestrator import curves, examination, journal, lease, resampling, run_ids
-from orchestrator import looks as looks_document
+from orchestrator import curves, journal, lease
+from orchestrator.beside import BesideTrainings
 from orchestrator.lease import Fence, LeaseLostError
-from orchestrator.looks import Looks
 from orchestrator.record import (
     Metrics,
     Record,
@@ -36,17 +35,12 @@ from orchestrator.record import (
     new_status,
     read_record,
 )
-from orchestrator.resampling import Resampled
 from orchestrator.storage import open_storage
-
-if TYPE_CHECKING:
-    from detector.data.store import Store
-    from detector.error_kinds import ErrorKinds
 
 Status = dict[str, Any]
 
 
-class Ledger:
+class Ledger(BesideTrainings):
     """The ledger in ``storage``: a folder that all nodes share, or a URI.
 
     Whoever writes under a lease gives its ``fence``, and is refused by ``LeaseLostError`` once that is no longer the
@@ -62,11 +56,6 @@ class Ledger:
         """Attempts that this process began, by identity."""
 
     # Places
-
-    @property
-    def address(self) -> str:
-        """What names the storage on every node."""
-        return self.place.address
 
     @property
     def data(self) -> Path:
@@ -338,58 +327,12 @@ class Ledger:
         name = f"{identity}-{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
         self.place.move(f"trainings/{identity}", f"replaced/{name}")
 
-    # MLflow's run ids, so that a row's run is found again
-
-    def runs(self, key: str) -> dict[str, Any]:
-        """``{"parent": run id, "rows": {"ROW": {"SEED": run id}}}`` of a sweep, as far as known."""
-        return run_ids.read(self.place, key)
-
-    def run_id(self, sweep_key: str, row: str, seed: int) -> str | None:
-        """MLflow run of a row and seed."""
-        return self.runs(sweep_key)["rows"].get(row, {}).get(str(seed))
-
-    def parent_run_id(self, sweep_key: str) -> str | None:
-        """MLflow run of the sweep."""
-        return self.runs(sweep_key)["parent"]
-
-    def remember_run(self, sweep_key: str, run_id: str, row: str | None = None, seed: int | None = None) -> None:
-        """Stores the parent's run id, or that of a row and seed."""
-        run_ids.remember(self.place, sweep_key, run_id, row, seed)
-
     def reused_from(self, sweep_key: str, row: str, seed: int, identity: str) -> str | None:
         """The row that trained ``identity``: None for the row itself, ROW in the same sweep, else KEY/ROW."""
         first = (self._status(identity) or {}).get("first")
         if not first or (first["sweep"], first["row"], first["seed"]) == (sweep_key, row, seed):
             return None
         return first["row"] if first["sweep"] == sweep_key else f"{first['sweep']}/{first['row']}"
-
-    # What the report's verdicts stand on, beside the results
-
-    def looks(self, sweep_key: str) -> Looks:
-        """Seeds of each look at the sweep's verdicts."""
-        try:
-            return looks_document.read(self.place, sweep_key)
-        except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{self.address}/sweeps/{sweep_key}/looks.json is not what was written there; without it nobody knows "
-                "how often the verdicts were looked at: restore it, or move it away to begin anew"
-            ) from None
-
-    def remember_look(self, sweep_key: str, seeds: Iterable[int]) -> None:
-        """Stores that the sweep's verdicts were looked at when its rows had ``seeds``."""
-        looks_document.remember(self.place, sweep_key, tuple(seeds))
-
-    def resampled(self, identity: str, key: str, split_digest: str) -> Resampled | str:
-        """AP of an evaluation over resamples of its images, or a sentence that says what is missing."""
-        return resampling.resampled(self.place, identity, key, split_digest)
-
-    def examined(self, identity: str, key: str, split_digest: str) -> ErrorKinds | str:
-        """What an evaluation got wrong, box by box, or a sentence that says what is missing."""
-        return examination.examined(self.place, identity, key, split_digest)
-
-    def split(self, split_digest: str) -> Store | str:
-        """The converted images of a split, or a sentence that says what is missing."""
-        return resampling.split_store(self.place, split_digest)
 
     # Documents
 
