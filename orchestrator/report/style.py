@@ -56,7 +56,8 @@ svg.plot { width: 100%; max-width: 46rem; height: auto; } .caption { color: var(
 .legend { font-size: .9rem; margin: .1rem 0; } .legend span { margin-right: 1.2rem; white-space: nowrap; }
 .legend i { display: inline-block; width: 1.5em; border-top: 3px solid var(--c); margin-right: .45em;
   vertical-align: middle; } .legend i.dashed { border-top-style: dashed; }
-.forest { width: 100%; min-width: 46rem; max-width: 70rem; height: auto; margin: .5rem 0; } .forest .zero { stroke: var(--soft); }
+.forest { width: 100%; min-width: 46rem; max-width: 70rem; height: auto; margin: .5rem 0; }
+.forest .zero { stroke: var(--soft); }
 .forest .ours { stroke: var(--c0); stroke-width: 3; } .forest .dot { fill: var(--c0); }
 .forest .images { stroke: var(--c0); stroke-width: 8; opacity: .22; }
 .forest .shown-same { --c0: var(--up); } .forest .shown-other { --c0: var(--down); }
