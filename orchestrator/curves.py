@@ -16,6 +16,7 @@ import os
 import uuid
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,29 @@ NOTHING = Curve(np.zeros(0), np.zeros(0), 1)
 
 
 @dataclass
+class _Column:
+    """Values of one metric, as they are read: in runs of consecutive steps."""
+
+    firsts: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    values: list[float | None] = field(default_factory=list)
+
+    def extend(self, first: int, values: Sequence[float | None]) -> None:
+        self.firsts.append(first)
+        self.lengths.append(len(values))
+        self.values.extend(values)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """(P,) int64 steps and (P,) float64 values."""
+        lengths = np.array(self.lengths)
+        before = np.cumsum(lengths) - lengths
+        steps = np.arange(len(self.values)) + np.repeat(np.array(self.firsts) - before, lengths)
+        values = np.array(self.values, dtype=float)  # None is nan
+        known = np.isfinite(values)
+        return steps[known], values[known]
+
+
+@dataclass
 class _Table:
     """Sums and counts by metric over bins of ``width`` steps: bin b has the steps b · width + 1 to (b + 1) · width."""
 
@@ -55,15 +79,16 @@ class _Table:
     sums: np.ndarray = field(default_factory=lambda: np.zeros((0, BINS)))
     counts: np.ndarray = field(default_factory=lambda: np.zeros((0, BINS), dtype=np.int64))
 
-    def add(self, columns: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
-        """Adds, for each metric, steps and values."""
-        last = max((max(steps) for steps, _ in columns.values() if len(steps)), default=0)
+    def add(self, columns: Mapping[str, _Column]) -> None:
+        """Adds, for each metric, steps and values; what is None or not finite doesn't count."""
+        arrays = {key: column.arrays() for key, column in columns.items()}
+        last = max((int(steps.max()) for steps, _ in arrays.values() if len(steps)), default=0)
         while last > self.width * BINS:
             self._halve()
-        for key, (steps, values) in columns.items():
+        for key, (steps, values) in arrays.items():
             place = self._place(key)
-            bins = (np.asarray(steps, dtype=np.int64) - 1).clip(0) // self.width
-            self.sums[place] += np.bincount(bins, weights=np.asarray(values, dtype=float), minlength=BINS)
+            bins = (steps - 1).clip(0) // self.width
+            self.sums[place] += np.bincount(bins, weights=values, minlength=BINS)
             self.counts[place] += np.bincount(bins, minlength=BINS)
 
     def curve(self, key: str) -> Curve | None:
@@ -169,8 +194,8 @@ class Index:
 
     def take(self, lines: Iterable[bytes]) -> None:
         """Takes in whole lines of a journal; what isn't an entry is passed over."""
-        single: dict[str, tuple[list[int], list[float]]] = {}
-        means: dict[str, tuple[list[int], list[float]]] = {}
+        single: defaultdict[str, _Column] = defaultdict(_Column)
+        means: defaultdict[str, _Column] = defaultdict(_Column)
         for line in lines:
             try:
                 entry = json.loads(line)
@@ -179,10 +204,10 @@ class Index:
                 continue  # a line that a crash tore, as the journal's own reader does
             if kind == "steps":
                 for key, values in metrics.items():
-                    _extend(single, key, range(entry["first"], entry["first"] + len(values)), values)
+                    single[key].extend(entry["first"], values)
             elif kind == "train":
                 for key, value in metrics.items():
-                    _extend(means, key, (step,), (value,))
+                    means[key].extend(step, (value,))
             elif kind == "evaluation":
                 self._evaluations.append({"step": step, "evaluation": entry.get("evaluation"), "metrics": metrics})
         for table, columns in ((self._single, single), (self._means, means)):
@@ -228,14 +253,3 @@ class Index:
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
-
-
-def _extend(
-    columns: dict[str, tuple[list[int], list[float]]], key: str, steps: Iterable[int], values: Sequence[float | None]
-) -> None:
-    mine = columns.setdefault(key, ([], []))
-    if None in values:
-        known = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
-        steps, values = [step for step, _ in known], [value for _, value in known]
-    mine[0].extend(steps)
-    mine[1].extend(values)  # type: ignore[arg-type]

@@ -98,7 +98,7 @@ def make_sweep(
         which = place if journals is None else place % journals, steps // 2 if ends else steps, row.evaluation
         if which not in lines:
             random = np.random.default_rng([number, row.seed, 1])
-            lines[which] = b"".join(journal_lines(random, which[1], _skill(number, row.seed), row.evaluation))
+            lines[which] = b"".join(journal_lines(random, which[1], steps, _skill(number, row.seed), row.evaluation))
         if models:
             _save_model(row, store, ledger.storage / "scratch" / row.identity / "model")
         _train(row, plan, ledger, store, number, steps, lines[which], ends)
@@ -147,8 +147,8 @@ def _train(
     ledger.curves(row.identity)
 
 
-def journal_lines(random: np.random.Generator, steps: int, skill: float, evaluation: str, every: int = 50):
-    """As rank 0 writes them: every step, means over ``every`` of them, and an evaluation at each tenth."""
+def journal_lines(random: np.random.Generator, until: int, steps: int, skill: float, evaluation: str, every: int = 50):
+    """As rank 0 writes them, up to the step ``until`` of ``steps``: every step, means, and ten evaluations."""
     progress = np.arange(1, steps + 1) / steps
     noise = random.normal(0, 0.15, (len(KEYS), steps))
     loss_reg = (1.6 * np.exp(-3 * progress) + 0.45 / skill) * (1 + noise[2])
@@ -161,8 +161,8 @@ def journal_lines(random: np.random.Generator, steps: int, skill: float, evaluat
         "lr": np.where(progress < 2 / 3, 0.01, np.where(progress < 8 / 9, 0.001, 0.0001)),
     }
     columns["loss"] = columns["loss_cls"] + loss_reg + columns["loss_quality"]
-    for first in range(0, steps, every):
-        last = min(first + every, steps)
+    for first in range(0, until, every):
+        last = min(first + every, until)
         part = {key: [float(f"{value:.6g}") for value in columns[key][first:last]] for key in KEYS}
         yield journal.steps_line(first + 1, part)
         means = {key: sum(values) / len(values) for key, values in part.items()}

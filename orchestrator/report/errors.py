@@ -59,7 +59,7 @@ def _table(rows: Sequence[RowErrors]) -> str:
     lines = []
     for row in rows:
         first, *others = cells(row)
-        figures = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+        figures = "".join(f'<td class="figure">{escape(cell)}</td>' for cell in others)
         lines.append(f'<tr><th scope="row" class="text">{escape(first)}</th>{figures}<td>{_bar(row, most)}</td></tr>')
     legend = "".join(f'<span class="c{index}"><i></i>{kind}</span>' for index, kind in enumerate(WRONG))
     notes = "".join(f"<p>{escape(note)}</p>" for note in missing(rows))

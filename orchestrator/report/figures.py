@@ -81,8 +81,10 @@ def _line(name: str, curves: Sequence[Curve], size: float | None) -> Line:
     raw = np.full((len(thinned), len(steps)), np.nan)
     smooth = raw.copy()
     for place, (at, values) in enumerate(thinned):
-        where = np.searchsorted(steps, at)
-        raw[place, where], smooth[place, where] = values, smoothed(values)
+        # Seeds that were measured at other steps are drawn on common ones; none is continued beyond its own.
+        reached = (steps >= at[0]) & (steps <= at[-1])
+        raw[place, reached] = np.interp(steps[reached], at, values)
+        smooth[place, reached] = np.interp(steps[reached], at, smoothed(values))
     width = max(max(curve.width for curve in curves), size or 0)
     return Line(
         name,

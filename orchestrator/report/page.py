@@ -141,7 +141,7 @@ def _comparison(table: Table, comparison: Comparison) -> list[str]:
         drawn = forest(comparison)
         if drawn:
             parts += [
-                drawn,
+                f'<div class="wide">{drawn}</div>',
                 '<p class="caption">Dot and line: our difference with its 95 % interval over seeds; broad: from these '
                 "images only. Diamond and thin line: the paper's difference and what a second run of it would come "
                 "to.</p>",

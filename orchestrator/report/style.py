@@ -33,7 +33,7 @@ table.main { font-size: 1.02rem; } table.main td .ours { font-weight: 600; white
  table.small { font-size: .84rem; }
 td small { display: block; color: var(--soft); white-space: nowrap; font-size: .8rem; }
 td.text small { white-space: normal; max-width: 18rem; min-width: 8rem; }
-tbody th.text { min-width: 7.5rem; max-width: 20rem; overflow-wrap: anywhere; }
+tbody th.text, td.figure { white-space: nowrap; }
 .delta { display: inline-block; border-radius: .25rem; padding: 0 .3rem; font-size: .8rem; white-space: nowrap; }
 .up { color: var(--up); } .down { color: var(--down); } .judged.up { background: var(--upground); font-weight: 600; }
 .judged.down { background: var(--downground); font-weight: 600; }
@@ -49,14 +49,15 @@ svg text { font-size: 12.5px; fill: var(--text); } svg .grid { stroke: var(--lin
 polyline { fill: none; stroke: var(--c); stroke-linejoin: round; } polyline.smooth { stroke-width: 2.2; }
 polyline.raw { stroke-width: .9; opacity: .35; } polygon.band { fill: var(--c); opacity: .16; }
   circle { fill: var(--c); }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 1rem 2rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); gap: 1rem 2rem; }
 figure { margin: 0; min-width: 0; } figcaption { margin-bottom: .3rem; }
 svg.plot { width: 100%; max-width: 46rem; height: auto; } .caption { color: var(--soft); font-size: .86rem;
   margin: .2rem 0; }
 .legend { font-size: .9rem; margin: .1rem 0; } .legend span { margin-right: 1.2rem; white-space: nowrap; }
 .legend i { display: inline-block; width: 1.5em; border-top: 3px solid var(--c); margin-right: .45em;
   vertical-align: middle; } .legend i.dashed { border-top-style: dashed; }
-.forest { width: 100%; max-width: 70rem; height: auto; margin: .5rem 0; } .forest .zero { stroke: var(--soft); }
+.forest { width: 100%; min-width: 46rem; max-width: 70rem; height: auto; margin: .5rem 0; }
+.forest .zero { stroke: var(--soft); }
 .forest .ours { stroke: var(--c0); stroke-width: 3; } .forest .dot { fill: var(--c0); }
 .forest .images { stroke: var(--c0); stroke-width: 8; opacity: .22; }
 .forest .shown-same { --c0: var(--up); } .forest .shown-other { --c0: var(--down); }

@@ -247,6 +247,16 @@ def test_figures_average_the_seeds_of_a_row_and_show_how_far_they_are_apart(tmp_
     assert (line.low.tolist(), line.high.tolist()) == ([1.0, 0.5], [3.0, 0.5])
 
 
+def test_seeds_that_were_measured_at_other_steps_are_averaged_on_common_ones(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, seeds=(0, 1))
+    ledger = MemoryLedger()
+    for seed, values in enumerate(([(10, 1.0), (20, 2.0), (30, 3.0)], [(10, 3.0), (15, 4.0), (20, 5.0)])):
+        ledger.journals[ledger.state(plan, "1:1", "running", seed=seed)] = {"loss_reg": list(values)}
+    (line,) = Curves(plan, ledger).lines("loss_reg", ["1:1"])
+    # At 15 the first is halfway between 1 and 2; beyond 20 there is only the first.
+    assert (line.steps.tolist(), line.raw.tolist()) == ([10, 15, 20, 30], [2.0, 2.75, 3.5, 3.0])
+
+
 def line_of(name: str, steps: list[float], values: list[float]) -> Line:
     at, value = np.array(steps), np.array(values)
     return Line(name, at, value, value, value, value, 1, 1)

@@ -29,7 +29,7 @@ from orchestrator.report.hardware import marks
 from orchestrator.report.page import page
 from orchestrator.report.table import make_table, notes
 from tests.made_up import make_sweep, name_of
-from tests.orchestrator.tables import MemoryLedger
+from tests.orchestrator.tables import TABLE, MemoryLedger
 from tests.orchestrator.test_report import _Strict, plan_of
 
 
@@ -179,6 +179,20 @@ def test_rows_without_results_have_no_errors_and_no_images(tmp_path: Path) -> No
     assert 'id="images"' not in text
     assert "There are no values of loss_reg yet." in text
     assert "2 pending" in text
+
+
+def test_a_metric_that_some_rows_lack_is_undefined_there_alone(tmp_path: Path) -> None:
+    table = TABLE.replace("metric: loss_reg", "metric: loss_quality")
+    plan = plan_of(tmp_path, table)
+    ledger = MemoryLedger()
+    identity = ledger.state(plan, "1:1", "finished", AP=40.0, APs=None)
+    ledger.state(plan, "D_up:1", "finished", AP=39.0, APs=21.0)
+    ledger.journals[identity] = {"loss_quality": [(10, 0.6), (20, 0.5)]}
+    text = page(plan, make_table(plan, ledger), ledger)
+    figure = text[text.index("<figure>") : text.index("</figure>")]
+    assert (figure.count("1:1"), figure.count("D_up:1")) == (1, 0)
+    lines = re.findall(r'<tr class="finished">(.*?)</tr>', text)
+    assert [re.findall(r'class="ours">([^<]+)<', line)[3] for line in lines] == ["–", "21.00"]
 
 
 def ran(plan: Plan, ledger: MemoryLedger, row: str, hours: float, seed: int = 0, **hardware: object) -> str:
