@@ -202,6 +202,40 @@ def test_mlflow_has_one_run_a_row_with_every_step_once(place, finished):
     assert report == {"report/report.html", "report/report.md", "report/table.csv"}
 
 
+def test_a_run_has_what_mlflows_users_look_for(place, finished):
+    client, run = MlflowClient(tracking_uri=place.uri), place.runs()["1:1"][0]
+    there = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"config.json", "basis.json", "checkpoints.json", "per_class.csv", "precision_recall.svg", "model"} <= there
+    shown = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
+    assert [name.split("+")[2] for name in shown] == [str(ITERATIONS)] * 2
+    system = client.get_metric_history(run.info.run_id, "system/system_memory_usage_percentage")
+    assert system
+    assert all(0 < metric.value <= 100 for metric in system)
+    assert len({metric.step for metric in system}) == len(system)
+    assert {one.dataset.name.rpartition("/")[2] for one in run.inputs.dataset_inputs} == {"train", "val"}
+    tags = run.data.tags
+    assert tags["attempt"] == "2"
+    assert tags["nodes"]
+    assert tags["hardware"].endswith("1 worker of 1 thread")
+    assert len(tags["sources"]) == 16
+    curves = read_json(next(place.ledger.training(tags["identity"]).glob("evaluations/*/precision.json")))
+    assert run.data.metrics["AP"] == pytest.approx(100 * sum(curves["0.5:0.95"]) / 101, abs=0.01)
+    children = [place.runs()[row["row"]][0].data.params for row in finished["rows"]]
+    differing = {key for one in children for key in one if len({other[key] for other in children}) > 1}
+    assert differing == {"model.assigner.predicted_weight"}
+
+
+def test_a_run_is_trained_again_by_its_id_and_reuses_what_is_there(place, finished):
+    row = finished["rows"][2]
+    words = ["-m", "orchestrator.sweep", "--rerun", row["run_id"], "--json", "--storage", str(place.storage)]
+    done = subprocess.run([sys.executable, *words], cwd=place.folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    (again,) = json.loads(done.stdout)["rows"]
+    assert (again["identity"], again["reused_from"]) == (row["identity"], "tiny/1:1")
+    assert again["metrics"] == row["metrics"]
+    assert place.ledger.record(row["identity"]).attempts == 2
+
+
 def test_the_model_of_a_run_finds_the_boxes_that_were_evaluated(place, finished):
     row = finished["rows"][2]
     model = detector.load(f"runs:/{row['run_id']}/model", device="cpu", tracking_uri=place.uri)
