@@ -175,16 +175,19 @@ def free_leftovers() -> None:
     Ray keeps a placement group whose request arrives as its job ends, which happens where a driver goes while its
     training waits for nodes. What was made to outlive its job stays.
     """
+    import ray
     from ray._raylet import PlacementGroupID
     from ray.util.placement_group import PlacementGroup, remove_placement_group
     from ray.util.state import list_jobs, list_placement_groups
 
+    # Without an address Ray asks any cluster of this machine, and refuses where there are several.
+    cluster = {"address": ray.get_runtime_context().gcs_address, "limit": 10_000}
     # The state of a cluster is told by its dashboard, which may be slow or not there.
     with contextlib.suppress(Exception):
-        jobs = list_jobs(limit=10_000)
+        jobs = list_jobs(**cluster)
         alive = {job.job_id for job in jobs if job.status in ("PENDING", "RUNNING")}
         ended = {job.job_id for job in jobs} - alive
-        for group in list_placement_groups(limit=10_000, detail=True, filters=[("state", "!=", "REMOVED")]):
+        for group in list_placement_groups(**cluster, detail=True, filters=[("state", "!=", "REMOVED")]):
             if group.creator_job_id in ended and not group.is_detached:
                 remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group.placement_group_id))))
 

@@ -48,3 +48,20 @@ def local_cluster(storage: Path, port: int) -> Iterator[LocalCluster]:
         yield found
     finally:
         found.do("stop")
+
+
+@contextlib.contextmanager
+def another_ray() -> Iterator[None]:
+    """Somebody else's Ray on the same machine."""
+    code = "import ray; ray.init(address='local', num_cpus=1); print('up', flush=True); input()"
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=kept, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert b"up" in process.stdout.readline()
+        yield
+    finally:
+        process.communicate(b"\n", timeout=60)

@@ -1,4 +1,4 @@
-"""A cluster of three Ray nodes on this machine: trainings over two of them, lost nodes, and jobs.
+"""A cluster of three Ray nodes on this machine, beside another's Ray: trainings over two of them, lost nodes, and jobs.
 
 The nodes have addresses and processes of their own, and are killed as a machine that loses its power is: all at once.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ledger import Ledger
-from tests.faults.clusters import LocalCluster, local_cluster
+from tests.faults.clusters import LocalCluster, another_ray, local_cluster
 from tests.faults.conftest import Measure
 from tests.faults.sweeps import Sweep, executed
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    with local_cluster(tmp_path_factory.mktemp("jobs"), 6431) as found:
+    with another_ray(), local_cluster(tmp_path_factory.mktemp("jobs"), 6431) as found:
         yield found
 
 
