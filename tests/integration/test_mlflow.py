@@ -116,10 +116,11 @@ def test_a_file_and_a_server_have_the_same_runs(swept, tmp_path):
 
 def test_a_served_model_answers_the_request_of_the_page(swept, tmp_path):
     assert opened(swept, Ledger(swept.storage)).finish("FINISHED") is None
-    serve, curl = (block for block in re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL) if "5001" in block)
+    serve = re.findall(r"^(mlflow models serve .*) &$", PAGE, re.MULTILINE)[0]
+    curl = re.findall(r"^curl .*?^END$", PAGE, re.DOTALL | re.MULTILINE)[0]
     port = str(free_port())
     (tmp_path / "street.jpg").write_bytes(_example())
-    command = serve.strip().replace("models:/cells@best", "models:/detector@best").replace("5001", port)
+    command = serve.replace("models:/cells@best", "models:/detector@best").replace("5001", port)
     words = [sys.executable, "-m", *command.split()]
     environment = {"MLFLOW_TRACKING_URI": swept.tracking_uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
     path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
