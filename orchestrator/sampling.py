@@ -129,6 +129,10 @@ class Sampler(OptunaSearch):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: what there is to know is in the ledger."""
 
+    def __reduce__(self) -> Any:
+        # Tune writes its configuration into the same folder; the ledger and its locks can't be written.
+        return tune.search.Searcher, ()
+
 
 class Halving(FIFOScheduler):
     """Successive halving by training step, that lets a trial end by itself.

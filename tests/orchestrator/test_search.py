@@ -401,3 +401,22 @@ def test_another_sweep_goes_on_with_a_training_that_a_search_stopped(
     assert (record.trained, record.stopped) == (True, None)
     # The winner was chosen when the search was over, and stays.
     assert plan_of(folder).search.winner == plan.search.winner  # type: ignore[union-attr]
+
+
+def test_tune_can_write_down_what_draws_and_stops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray import cloudpickle
+
+    written: list[bytes] = []
+    tuned = Tuned(monkeypatch, height)
+    real = tuned.search
+
+    def spy(ledger: Any, running: Any, **options: Any) -> None:
+        written.append(cloudpickle.dumps((options["search_alg"], options["scheduler"])))
+        params = options["search_alg"].suggest("a trial of Tune's")
+        written.append(cloudpickle.dumps(params))
+        real(ledger, running, **options)
+
+    monkeypatch.setattr(tuned, "search", spy)
+    search(folder)
+    assert len(written) == 2
+    assert cloudpickle.loads(written[1])["identity"]
