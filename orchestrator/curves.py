@@ -18,7 +18,9 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ import numpy as np
 BINS = 1024
 CHUNK = 1 << 23
 """Bytes that are read at a time."""
+LARGE = 1 << 25
+"""Bytes of journals that are worth a process for each CPU."""
 _TAIL = 512
 _FORMAT = 1
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -113,6 +117,19 @@ class _Table:
             paired = table.reshape(len(table), BINS // 2, 2).sum(-1)
             setattr(self, name, np.hstack([paired, np.zeros_like(paired)]))
         self.width *= 2
+
+
+def make_missing(journals: Iterable[Path]) -> None:
+    """Makes the indices of those ``journals`` that have none, on all CPUs where there is much to read."""
+    missing = [path for path in journals if path.exists() and not path.with_name("curves.npz").exists()]
+    processes = min(len(missing), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if processes > 1 and sum(path.stat().st_size for path in missing) > LARGE:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            list(pool.map(_make, missing))
+
+
+def _make(journal: Path) -> None:
+    Index.of(journal)
 
 
 class Index:

@@ -9,7 +9,7 @@ from html import escape
 
 import numpy as np
 
-from orchestrator.curves import Curve, Index
+from orchestrator.curves import Curve, Index, make_missing
 from orchestrator.plan import Plan
 from orchestrator.results import Results
 
@@ -51,6 +51,8 @@ class Curves:
     def __init__(self, plan: Plan, ledger: Results) -> None:
         self._plan, self._ledger = plan, ledger
         self._indices: dict[str, Index] = {}
+        records = [ledger.record(identity) for identity in dict.fromkeys(row.identity for row in plan.rows)]
+        make_missing(record.journal for record in records if record.attempts)
 
     def index(self, identity: str) -> Index:
         """Of a training."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator import journal
+from orchestrator import curves, journal
 from orchestrator.curves import BINS, Index
 
 
@@ -67,6 +67,19 @@ def test_made_step_by_step_or_at_once_or_read_again_it_is_the_same(tmp_path: Pat
     assert path.with_name("curves.npz").stat().st_mtime_ns == kept, "nothing was new"
     assert Index.of(path).mean("images_per_second") == 20.0
     assert Index.of(path).mean("nothing") is None
+
+
+def test_those_that_are_missing_are_made_on_all_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journals = [tmp_path / str(number) / "journal.jsonl" for number in range(3)]
+    for number, path in enumerate(journals):
+        path.parent.mkdir()
+        write(path, 1, 120, offset=float(number))
+    monkeypatch.setattr(curves, "LARGE", 0)
+    curves.make_missing([*journals, tmp_path / "never begun" / "journal.jsonl"])
+    read = []
+    monkeypatch.setattr(Index, "take", lambda self, lines: read.append(lines))
+    assert [Index.of(path).curve("loss").values[0] for path in journals] == [1.0, 2.0, 3.0]
+    assert not read
 
 
 def test_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
