@@ -110,7 +110,7 @@ def _of_the_paper(folder: Path, said: list[str]) -> None:
     assert re.search(r"18 × training.* 90,000 iterations of 16 images", joined)
     assert re.search(r"14 × training.* 180,000 iterations of 16 images", joined)
     shown = re.findall(r"from (\d\.\d\d) to (\d\.\d\d) AP are shown", joined)
-    page = Page(PROJECT / "docs" / "reproduce-the-paper.md").prose
+    page = " ".join(Page(PROJECT / "docs" / "reproduce-the-paper.md").prose.split())
     assert shown
     assert all(f"{low} to {high} AP are shown" in page for low, high in shown), "the page says what was once so"
     assert sorted(path.name for path in (folder / "coco").iterdir())[-3:] == ["test2017", "train2017", "val2017"]
