@@ -97,7 +97,7 @@ def place(tmp_path_factory):
 def interrupted(place):
     """The search after SIGTERM, once the second sample was at work."""
     process = place.start()
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < until:
         drawn = place.samples()
         if len(drawn) >= 3 and any(place.ledger.record(one["identity"]).step >= 4 for one in drawn[1:]):
