@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from orchestrator.files import read_json
 from orchestrator.ledger import Ledger
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS, SAMPLES = 60, 5
 BASE = f"""
 data:
@@ -113,7 +114,6 @@ def finished(place, interrupted):
     return end(place.start(), 0)
 
 
-@pytest.mark.timeout(900)
 def test_a_stop_leaves_the_samples_that_were_drawn(interrupted):
     document, drawn = interrupted
     assert document["status"] == "interrupted"
@@ -121,7 +121,6 @@ def test_a_stop_leaves_the_samples_that_were_drawn(interrupted):
     assert "running" not in {row["state"] for row in document["rows"]}
 
 
-@pytest.mark.timeout(900)
 def test_the_same_command_draws_the_rest_and_judges_the_winner(place, interrupted, finished):
     _, drawn = interrupted
     assert finished["status"] == "complete"
@@ -153,7 +152,6 @@ def test_the_same_command_draws_the_rest_and_judges_the_winner(place, interrupte
     assert title in report
 
 
-@pytest.mark.timeout(900)
 def test_mlflow_has_a_run_a_sample_and_a_judged_row(place, finished):
     client = MlflowClient(tracking_uri=f"sqlite:///{place.storage / 'mlflow.db'}")
     found = {}
@@ -171,7 +169,6 @@ def test_mlflow_has_a_run_a_sample_and_a_judged_row(place, finished):
         assert ("stopped_early" in run.data.tags) == ("stopped" in row)
 
 
-@pytest.mark.timeout(900)
 def test_status_says_the_same_and_again_nothing_is_trained(place, finished):
     status = end(place.start("status"), 0)
     assert (status["status"], status["rows"]) == ("complete", finished["rows"])
