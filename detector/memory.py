@@ -12,7 +12,9 @@ from detector.training_state import TrainingState
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on the device or, as far as that is ever said, on the host."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    # The last is what oneDNN says of a convolution that it finds no room for.
+    said = ("can't allocate memory", "could not create a primitive")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 def largest_micro_batch(state: TrainingState, micro_batches: list[Batch]) -> int:

@@ -46,6 +46,7 @@ class Sample:
 
     has_annotations = True
     is_local = True
+    digest = "a sample"
 
     def __init__(self, sample: dict[str, Any]) -> None:
         self.uri = str(sample["root"])

@@ -311,7 +311,8 @@ def test_the_report_has_the_samples_beside_the_judged_rows(folder: Path, monkeyp
     files = write_report(plan, ledger)
     page, text = files["report.html"].read_text(), files["report.md"].read_text()
     assert plan.search is not None
-    samples = page[page.index("What the search tried") : page.index("How it was made")]
+    samples = page[page.index('<section id="search"><h2>What the search tried</h2>') :]
+    samples = samples[: samples.index("</section>")]
     assert samples.count("<tr>") == 1 + 12
     assert samples.count("(best)") == 1
     assert "stopped" in samples
