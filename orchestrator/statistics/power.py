@@ -24,8 +24,8 @@ ASSUMED_DEVIATION = (0.20, 0.25)
 """AP on COCO between trainings that differ only in their seed, until a table's own results tell.
 
 No long published series is known to us. RetinaNet trained several times lay between 35.8 and 36.3
-(facebookresearch/detectron2 issue 457, called a little more than normal there), which is the range to be expected of
-five trainings with a deviation of 0.21; open-mmlab/mmdetection issue 3496 says less than 0.3 between trainings. Without
+(facebookresearch/detectron2#457, called a little more than normal there), which is the range to be expected of five
+trainings with a deviation of 0.21; open-mmlab/mmdetection#3496 says less than 0.3 between trainings. Without
 a seed part that rows share, it is the deviation of the rest, too; with one the rest is smaller and fewer seeds do."""
 POWER = 0.8
 MOST_SEEDS = 1000

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import time
+from abc import ABC, abstractmethod
 
 import pytest
 
@@ -117,7 +118,7 @@ def test_where_a_training_runs_is_said_as_long_as_it_runs(tmp_path):
         assert [line.where for line in read_lines(ROWS, ledger)] == ["", "", "n"]
 
 
-class Watched:
+class Watched(ABC):
     """A sweep that seems to be at work, and `status --watch` over it in a process of its own."""
 
     def __init__(self, table, **streams):
@@ -142,9 +143,9 @@ class Watched:
         self.text = "".join(steps)
         assert self.process.wait(timeout=60) == 0
 
+    @abstractmethod
     def read(self):
         """Waits for the first picture, and for what the failure changes; then gives all that was written."""
-        raise NotImplementedError
 
 
 class OnTerminal(Watched):
