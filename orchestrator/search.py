@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan, PlannedRow
     from orchestrator.probe import Expected
     from orchestrator.sampling import Told
-    from orchestrator.worker import Assignment
 
 MISSING = "a search needs Optuna, which is not installed here; pip install 'detsweep[search]'"
 
@@ -250,32 +249,9 @@ class _SearchPass(Pass):
             sample, known = Sample(number, values, row.identity), set()
         assignment = None
         # One that was drawn twice is trained once.
-        if row.identity not in known and self._claimed_now(row):
-            assignment = self._assigned(row, need.gpus, expected)
+        if row.identity not in known and self._claimed_now(row, self._fresh and row.identity not in self._claimed):
+            assignment = self._assignment(row, need.gpus, expected, (row,))
         return sample, {"identity": row.identity, "assignment": assignment}
-
-    def _claimed_now(self, row: PlannedRow) -> bool:
-        if self._fresh and row.identity not in self._claimed:
-            self.ledger.set_aside(row.identity)
-        mine = self.ledger.claim(
-            row.identity,
-            sweep=self.plan.key,
-            row=row.row,
-            seed=row.seed,
-            config=row.config.model_dump(mode="json"),
-            iterations=row.config.schedule.max_iterations,
-            basis=row.basis,
-        )
-        (self._claimed if mine else self._held).append(row.identity)
-        return mine
-
-    def _assigned(self, row: PlannedRow, gpus: float, expected: Expected | None) -> Assignment:
-        plan = self.plan
-        try:
-            self.plan = replace(plan, rows=(row,))
-            return self._assignment(row, gpus, expected)
-        finally:
-            self.plan = plan
 
     def _outcome_of(self, sample: Sample) -> tuple[str, float | None]:
         row = self._by_number[sample.number]

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -247,26 +247,32 @@ class Pass:
             record = self.ledger.record(row.identity)
             if record.cancelled and not fresh:
                 continue
-            if fresh and not (record.state == "running" and record.holder != self.plan.key):
-                self.ledger.set_aside(row.identity)
-                forget_accepted(self.ledger, row.identity)
-            mine = self.ledger.claim(
-                row.identity,
-                sweep=self.plan.key,
-                row=row.row,
-                seed=row.seed,
-                config=row.config.model_dump(mode="json"),
-                iterations=row.config.schedule.max_iterations,
-                basis=row.basis,
-            )
-            if mine:
-                self._claimed.append(row.identity)
-                assignments[row.identity] = self._assignment(row, needs[row.identity].gpus, expected)
-            else:
-                self._held.append(row.identity)
+            if self._claimed_now(row, fresh):
+                assignments[row.identity] = self._assignment(row, needs[row.identity].gpus, expected, self.plan.rows)
         return assignments
 
-    def _assignment(self, row: PlannedRow, gpus: float, expected: Expected | None) -> Assignment:
+    def _claimed_now(self, row: PlannedRow, fresh: bool) -> bool:
+        """Takes the training of ``row``, ``fresh`` anew; False, and noted, where another live sweep has it."""
+        record = self.ledger.record(row.identity)
+        if fresh and not (record.state == "running" and record.holder != self.plan.key):
+            self.ledger.set_aside(row.identity)
+            forget_accepted(self.ledger, row.identity)
+        mine = self.ledger.claim(
+            row.identity,
+            sweep=self.plan.key,
+            row=row.row,
+            seed=row.seed,
+            config=row.config.model_dump(mode="json"),
+            iterations=row.config.schedule.max_iterations,
+            basis=row.basis,
+        )
+        (self._claimed if mine else self._held).append(row.identity)
+        return mine
+
+    def _assignment(
+        self, row: PlannedRow, gpus: float, expected: Expected | None, rows: Sequence[PlannedRow]
+    ) -> Assignment:
+        """What a trial is to do for ``row``, with the evaluations that ``rows`` ask of its training."""
         from orchestrator.worker import Assignment
 
         return Assignment(
@@ -274,18 +280,18 @@ class Pass:
             storage=self.ledger.address,
             config=row.config.model_dump(mode="json"),
             digests={facts.split: facts.digest for facts in (row.train, row.val) if facts is not None},
-            evaluations=self._evaluations(row.identity),
+            evaluations=self._evaluations(row.identity, rows),
             gpus_per_worker=gpus,
             fence=self.ledger.fence,
             expected=expected,
         )
 
-    def _evaluations(self, identity: str) -> tuple[EvaluationJob, ...]:
+    def _evaluations(self, identity: str, rows: Sequence[PlannedRow]) -> tuple[EvaluationJob, ...]:
         """What the rows of a training ask for, each once; first that of the first row, which is its own."""
         from orchestrator.evaluation import EvaluationJob
 
         jobs: dict[str, EvaluationJob] = {}
-        for row in self.plan.rows:
+        for row in rows:
             for facts, key in ((row.val, row.evaluation), (row.test, row.test_evaluation)):
                 if row.identity == identity and facts is not None and key not in jobs:
                     settings = evaluation_settings(row.config, split_digest=facts.digest)

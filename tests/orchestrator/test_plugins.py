@@ -214,6 +214,6 @@ def test_workers_are_sent_its_text(table: Path) -> None:
     plan = plan_of(table)
     (table.parent / "middle.py").unlink()
     row = plan.rows[1]
-    assignment: Assignment = Pass(plan, Ledger(plan.place), lambda: None, Limits())._assignment(row, 0.0, None)
+    assignment: Assignment = Pass(plan, Ledger(plan.place), lambda: None, Limits())._assignment(row, 0.0, None, (row,))
     assert assignment.training_config.plugins[0].source == ASSIGNER
     assert assignment.evaluations[0].config["plugins"][0]["source"] == ASSIGNER
