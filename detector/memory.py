@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 
 import torch
@@ -24,6 +26,8 @@ def largest_micro_batch(state: TrainingState, micro_batches: list[Batch]) -> int
     """
     batch = max(micro_batches, key=len)
     state.optimizer.zero_grad(set_to_none=True)
+    if state.device.type == "cpu":
+        _give_back_what_is_freed()
     fits, too_many = 0, len(batch)
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
@@ -49,6 +53,18 @@ def _fits(state: TrainingState, batch: Batch) -> bool:
         return False
     finally:
         state.optimizer.zero_grad(set_to_none=True)
+
+
+def _give_back_what_is_freed() -> None:
+    """From now on a freed tensor is the system's again at once.
+
+    Otherwise glibc keeps what several tries leave, in pieces that are too small for the next one.
+    """
+    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError):  # not every C library has these
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 128 * 1024)
+        libc.malloc_trim(0)
 
 
 def _missing_state(state: TrainingState) -> list[torch.Tensor]:

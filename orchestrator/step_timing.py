@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from detector import plugins
@@ -232,10 +233,15 @@ def _gpu_share(config: TrainingConfig) -> int:
 
 
 def _bound(available: int) -> None:
-    """Allocations beyond ``available`` bytes fail, as on a GPU, in the place of the system ending some process."""
+    """Allocations beyond ``available`` bytes fail, as on a GPU, in the place of the system ending some process.
+
+    What is reserved now and was never touched, such as the stacks of threads that wait, isn't counted.
+    """
+    memory = psutil.Process().memory_info()
+    untouched = max(0, getattr(memory, "data", 0) - memory.rss)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     with contextlib.suppress(ValueError, OSError):  # a system without such a bound measures all the same
-        resource.setrlimit(resource.RLIMIT_DATA, (available, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (available + untouched, hard))
 
 
 def _peak() -> int:
