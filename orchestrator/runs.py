@@ -274,14 +274,28 @@ def _artifacts(uri: str, plan: Plan) -> str | None:
 
 @contextlib.contextmanager
 def _first_to_open(uri: str) -> Iterator[None]:
-    """Several processes that open a new sqlite file at once break it for good: they take turns."""
+    """Several processes that open a new sqlite file at once break it for good, and so does one that dies as it does.
+
+    They take turns, and a file is there once its tables are.
+    """
     path = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
     if not path or path == ":memory:":
         yield
         return
     target = Path(path.split("?")[0])
     with locked(target.with_name(f".{target.name}.lock")):
+        if not target.exists():
+            _new_database(target)
         yield
+
+
+def _new_database(target: Path) -> None:
+    from mlflow import MlflowClient
+
+    begun = target.with_name(f".{target.name}.new")
+    begun.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=f"sqlite:///{begun}").search_experiments(max_results=1)
+    begun.replace(target)
 
 
 def has(run: Run, tags: dict[str, str]) -> bool:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -343,3 +345,28 @@ def test_a_row_that_is_evaluated_anew_gets_a_run_without_the_old_figures(storage
     client, _, children = runs(edited)
     assert history(client, children["x", 0], "AP") == [(STEPS, 20.0)]
     assert len(history(client, children["x", 0], "loss")) == STEPS
+
+
+DIES = """
+import os, sys
+from pathlib import Path
+import mlflow.store.db.utils as database
+from orchestrator.ledger import Ledger
+from orchestrator.tracking import Tracker
+from tests.orchestrator.test_tracking import make_plan
+
+database._upgrade_db = lambda engine: os._exit(9)  # some of the tables are there
+folder = Path(sys.argv[1])
+Tracker(make_plan(folder, {}), Ledger(folder)).connect()
+"""
+
+
+def test_who_dies_as_the_database_is_made_leaves_none_that_is_half_made(tmp_path: Path) -> None:
+    died = subprocess.run([sys.executable, "-c", DIES, str(tmp_path)], cwd=Path(__file__).parents[2])
+    assert died.returncode == 9
+    assert (tmp_path / ".mlflow.db.new").stat().st_size > 0
+    plan = make_plan(tmp_path, {"a": "x"})
+    tracker = Tracker(plan, Ledger(tmp_path))
+    tracker.connect()
+    assert MlflowClient(tracking_uri=plan.tracking_uri).get_experiment_by_name("t") is not None
+    assert not (tmp_path / ".mlflow.db.new").exists()
