@@ -5,9 +5,10 @@ import pytest
 CLUSTERS = ("tests/faults/", "tests/integration/", "tests/test_docs.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # the groups are read in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Groups tests by file, and those with clusters, which take longest and come first, into one."""
-    if config.getoption("dist", "no") == "no":
+    if not getattr(config.option, "loadgroup", False):
         return
     items.sort(key=lambda item: not item.nodeid.startswith(CLUSTERS))
     for item in items:

@@ -14,19 +14,44 @@ import time
 
 import psutil
 import pytest
+import torch
 
+from detector.config import TrainingConfig
+from detector.data.store import open_store
+from detector.training import Hooks, train
 from orchestrator import journal
 from tests.faults.sweeps import Sweep, equal, weights
 
 EVERY = 5
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """Final weights and the losses of all steps, of a training of 30 steps on one worker that nobody disturbed."""
-    sweep = Sweep(tmp_path_factory.mktemp("undisturbed") / "sweep", iterations=30, stall=10)
-    sweep.run(0)
-    return weights(sweep.training()), losses(sweep)
+class Losses(Hooks):
+    """Of every step."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, float] = {}
+
+    def on_steps(self, first, columns):
+        # The journal keeps six digits.
+        self.found |= {step: float(f"{loss:.6g}") for step, loss in enumerate(columns["loss"], first)}
+
+
+@pytest.fixture
+def undisturbed(tmp_path):
+    """Gives final weights and the losses of all steps of a sweep's training, done again without Ray and at one go."""
+    threads = torch.get_num_threads()
+
+    def trained(sweep: Sweep) -> tuple[dict[str, torch.Tensor], dict[int, float]]:
+        config = TrainingConfig.model_validate_json((sweep.training() / "config.json").read_text())
+        stores = [open_store(str(path.parent)) for path in sweep.storage.glob("data/*/manifest.json")]
+        (store,) = [store for store in stores if len(store) == 8]
+        torch.set_num_threads(config.resources.cpus_per_worker)
+        hooks = Losses()
+        train(config, store, folder=tmp_path / "undisturbed", hooks=hooks, device="cpu")
+        return weights(tmp_path / "undisturbed" / "step_00000030"), hooks.found
+
+    yield trained
+    torch.set_num_threads(threads)
 
 
 def losses(sweep: Sweep) -> dict[int, float | None]:
@@ -51,33 +76,36 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(tmp_path, undi
     assert second["from_step"] >= 10
     # Steps are counted by signs of life, so many a second: the last of them may be a few steps old.
     assert wasted((first, second))[0] <= EVERY
-    assert equal(weights(sweep.training()), undisturbed[0])
-    assert losses(sweep) == undisturbed[1]
+    same, expected = undisturbed(sweep)
+    assert equal(weights(sweep.training()), same)
+    assert losses(sweep) == expected
     assert document["rows"][0]["step"] == 30
     recovery = second["started"] - first["ended"]
     measured("1: worker killed", wasted=wasted((first, second))[0], seconds=recovery, said=first["error"])
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, measured):
-    """Fault 4: one bit of the newest is flipped, and the one before it is gone on from."""
-    sweep = Sweep(tmp_path / "sweep", iterations=30, stall=10)
+    """Fault 4: one bit of the newest is flipped as the worker dies, and the one before it is gone on from."""
+    sweep = Sweep(tmp_path / "sweep", iterations=30, stall=20)
     sweep.start()
-    sweep.wait(lambda: list(sweep.storage.glob("trainings/*/checkpoint_00000015/manifest.json")), "a third checkpoint")
-    process = sweep.process
-    process.send_signal(signal.SIGTERM)
-    sweep.end(143)
-    newest = max(sweep.training().glob("checkpoint_*"))
+    (worker,) = sweep.wait_for_step(17)
+    process = psutil.Process(worker["pid"])
+    process.suspend()  # it shall not write another one meanwhile
+    newest = max(path.parent for path in sweep.training().glob("checkpoint_*/manifest.json"))
     path = newest / "state.pt"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    sweep.run(0)
+    process.kill()
+    sweep.end(0)
     log = (sweep.training() / "worker.log").read_text()
     step = int(newest.name.split("_")[1])
     assert f"the checkpoint {newest.name} in {sweep.training()} is not used: state.pt does not have the checksum" in log
     assert f"from the checkpoint checkpoint_{step - EVERY:08d}" in log
     assert sweep.record().history[-1]["from_step"] == step - EVERY
-    assert equal(weights(sweep.training()), undisturbed[0])
+    same, expected = undisturbed(sweep)
+    assert equal(weights(sweep.training()), same)
+    assert losses(sweep) == expected
     said = next(line for line in log.splitlines() if "is not used" in line).split(": ", 1)[1]
     said = said.replace(str(sweep.storage), "STORAGE")
     measured("4: one bit flipped", wasted=wasted(sweep.record().history)[0], damaged=1, said=said)
@@ -126,6 +154,7 @@ def test_killed_again_and_again_it_arrives_as_long_as_it_gets_on(tmp_path, undis
     record = sweep.record()
     assert record.attempts == 5
     assert sum(wasted(record.history)) <= 4 * EVERY
-    assert equal(weights(sweep.training()), undisturbed[0])
-    assert losses(sweep) == undisturbed[1]
+    same, expected = undisturbed(sweep)
+    assert equal(weights(sweep.training()), same)
+    assert losses(sweep) == expected
     measured("1: worker killed four times", wasted=sum(wasted(record.history)))
