@@ -20,7 +20,7 @@ tables: $(VENV)/.installed
 	status=$$?; echo "all tables: $$(( $$(date +%s) - start )) s"; exit $$status
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
