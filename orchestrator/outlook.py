@@ -192,15 +192,14 @@ def _steps(found: Forecast) -> list[str]:
             groups.setdefault((f"{work.step_s:.3g}", found.sources[work.identity]), []).append(work.identity)
     return [
         f"{step} s a step: {listed([found.names[one] for one in names], 2)} ({source})"
-        for (step, source), names in groups.items()
+        for (step, source), names in sorted(groups.items(), key=lambda group: float(group[0][0]))
     ]
 
 
 def _stated(found: Forecast) -> list[str]:
     cluster = found.cluster
-    said = [
-        f"{found.start_s:g} s to start a training, {SWEEP_S[0]:g} s before the first and {SWEEP_S[1]:g} s after the last"
-    ]
+    before, after = SWEEP_S
+    said = [f"{found.start_s:g} s to start a training, {before:g} s before the first and {after:g} s after the last"]
     if any(work.need.workers > 1 for work in found.works):
         sizes = sorted({work.gradients / 1e6 for work in found.works})
         size = f"{sizes[0]:.0f}" if sizes[0] == sizes[-1] else f"{sizes[0]:.0f} to {sizes[-1]:.0f}"

@@ -5,9 +5,10 @@ node, in float32, with the gradients' exchange between those eight in it. A time
 --dry-run --measure``, and goes first.
 
 What is published for one head and one backbone at a time is put together: the step of ATSS with ResNet-50, plus what a
-larger backbone adds to another detector with the same pyramid, plus what deformable convolutions add, times the ratio
-of inference times for another head. One sum can be checked: ATSS on X-101-64x4d-DCN comes to 1.85 s, so 180,000 steps
-to 3.9 days, and FCOS' author says "about 4 days" of FCOS with that backbone, on eight V100 (tianzhi0549/FCOS, issue
+larger backbone adds to another detector with the same pyramid, plus what deformable convolutions add to the backbone,
+times the ratio of inference times for another head. Other sizes of images count by their pixels. One sum can be
+compared: 180,000 steps of ATSS on X-101-64x4d-DCN come to 3.1 days; FCOS' author recalls "about 4 days" of FCOS with
+that backbone, those sizes, and deformable convolutions in the head as well, on eight V100 (tianzhi0549/FCOS, issue
 170).
 
 Times of other software, of 2019 and 2020: detectron2 states 0.200 s for RetinaNet with ResNet-50 where mmdetection
@@ -30,28 +31,28 @@ _ATSS = 0.357
 _BACKBONE = {
     # RetinaNet with this backbone, less RetinaNet with ResNet-50 (mmdetection 1.x, docs/MODEL_ZOO.md).
     "r50": (0.0, ""),
-    "r101": (0.429 - 0.308, f"{_V1}, RetinaNet"),
-    "x101_32x4d": (0.632 - 0.308, f"{_V1}, RetinaNet"),
-    "x101_64x4d": (0.993 - 0.308, f"{_V1}, RetinaNet"),
+    "r101": (0.429 - 0.308, _V1),
+    "x101_32x4d": (0.632 - 0.308, _V1),
+    "x101_64x4d": (0.993 - 0.308, _V1),
     # Faster R-CNN with it, less Faster R-CNN with ResNet-50 (detectron2, MODEL_ZOO.md, both 3x).
-    "x101_32x8d": (0.638 - 0.209, "detectron2, Faster R-CNN"),
+    "x101_32x8d": (0.638 - 0.209, "detectron2"),
 }
 _DEFORMABLE = {
     # Faster R-CNN with deformable convolutions in stages 3 to 5, less without (mmdetection 1.x, configs/dcn/README.md).
-    "r50": (0.598 - 0.353, f"{_V1}, Faster R-CNN"),
-    "r101": (0.811 - 0.474, f"{_V1}, Faster R-CNN"),
-    "x101_32x4d": (1.126 - 0.672, f"{_V1}, Faster R-CNN"),
+    "r50": (0.598 - 0.353, _V1),
+    "r101": (0.811 - 0.474, _V1),
+    "x101_32x4d": (1.126 - 0.672, _V1),
     # That of 32x4d, times what they add to VFNet's inference with either backbone.
     "x101_64x4d": (
         (1.126 - 0.672) * (1 / 6.7 - 1 / 9.2) / (1 / 10.1 - 1 / 13.1),
-        f"{_V1}, Faster R-CNN X-101-32x4d, by VFNet's inference",
+        "VFNet's authors",
     ),
 }
 _HEAD = {
     # Inference with ResNet-50 on a V100, over that of ATSS (mmdetection 2.x, configs/*/metafile.yml; VFNet's README).
     "atss": (1.0, ""),
-    "gfl": (51.28 / 50.76, "mmdetection 2.x, inference"),
-    "vfnet": (19.7 / 19.3, "VFNet's authors, inference"),
+    "gfl": (51.28 / 50.76, "mmdetection 2.x"),
+    "vfnet": (19.7 / 19.3, "VFNet's authors"),
     # On a 2080 Ti, where the GFLV2 paper has 19.4 images/s for both; "without (almost) extra computing cost".
     "gflv2": (1.0, "GFLV2's authors"),
 }
@@ -116,10 +117,10 @@ def published(config: TrainingConfig, gpu: str) -> Published | str:
     # The mean of the square of a side that is drawn from a range; pixels decide what a step takes.
     low, high = sides
     pixels = (low * low + low * high + high * high) / 3 / 800**2
-    others = dict.fromkeys(source for _, source in [*adds, ratio] if source)
+    sources = dict.fromkeys([_V1, *(source for _, source in [*adds, ratio] if source)])
     return Published(
         image_s=(_ATSS + sum(seconds for seconds, _ in adds)) * ratio[0] * pixels / 2,
         eval_image_s=1 / _IMAGES_PER_SECOND[model.backbone],
         weights=_BACKBONE_WEIGHTS[model.backbone] + _HEAD_WEIGHTS[model.head.name],
-        source=f"{_V1}, ATSS R-50" + "".join(f" + {source}" for source in others),
+        source=", ".join(sources),
     )
