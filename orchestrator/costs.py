@@ -65,6 +65,8 @@ class Measurement:
     """Name of the device."""
     real: bool = True
     """Whether the images were the data set's own; else noise of their size."""
+    beside: int = 0
+    """How many others took the same steps at the same time, so that all cores were busy as they are in a sweep."""
     error: str | None = None
     """Why nothing was measured, in one sentence."""
     time: float = 0.0

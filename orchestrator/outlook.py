@@ -149,7 +149,8 @@ def limits(found: Forecast) -> list[str]:
     for kind in KINDS[1:]:
         share = found.hours(kind) / work
         if share > 0.1:
-            said.append(f"{share:.0%} of what trainings hold goes to {_LABELS[kind]}")
+            where = 0 if share > 0.4 else len(said)
+            said.insert(where, f"{share:.0%} of what trainings hold goes to {_LABELS[kind]}")
     return said
 
 

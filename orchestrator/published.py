@@ -72,11 +72,11 @@ _IMAGES_PER_SECOND = {
 # Weights that learn: without those of the stem and the first stage, and without normalisation, which is frozen.
 _BACKBONE_WEIGHTS = {
     "r50": 23.23e6,
-    "r50_dcn": 24.23e6,
+    "r50_dcn": 24.10e6,
     "r101": 42.17e6,
     "r101_dcn": 44.10e6,
     "x101_32x4d": 41.80e6,
-    "x101_32x4d_dcn": 47.58e6,
+    "x101_32x4d_dcn": 45.39e6,
     "x101_32x8d": 86.11e6,
     "x101_64x4d": 80.81e6,
     "x101_64x4d_dcn": 88.02e6,
