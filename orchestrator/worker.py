@@ -70,6 +70,16 @@ def work(settings: dict[str, Any]) -> dict[str, Any]:
     Raises what the training raises, after writing it into the ledger.
     """
     import ray.train
+
+    from orchestrator.process_group import process_group
+
+    if settings["assignment"].expected is not None:
+        require(settings["assignment"].expected)
+    with process_group(gpus=settings["assignment"].gpus_per_worker > 0):
+        return _work(settings, ray.train.get_context())
+
+
+def _work(settings: dict[str, Any], context: Any) -> dict[str, Any]:
     import torch
 
     from detector import distributed
@@ -80,10 +90,7 @@ def work(settings: dict[str, Any]) -> dict[str, Any]:
     assignment: Assignment = settings["assignment"]
     config = assignment.training_config
     ledger = Ledger(assignment.storage, assignment.fence)
-    context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    if assignment.expected is not None:
-        require(assignment.expected)
     log_to(ledger.training(assignment.identity) / ("worker.log" if rank == 0 else f"worker-{rank}.log"))
     threads = config.resources.cpus_per_worker
     torch.set_num_threads(threads)

@@ -25,6 +25,8 @@ ENTRIES = {
     "assignment_share": "share of assignment and losses in a small training step",
     "combined_cost": "combined IoUs against plain ATSS, R50",
     "report_time": "writing the report of a large sweep",
+    "sweep_cost": "a sweep through Ray and MLflow against the same trainings bare",
+    "predicted_and_real": "a sweep as orchestrator.plan predicts it, and as it goes",
 }
 
 
