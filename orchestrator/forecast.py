@@ -79,6 +79,8 @@ class Forecast:
     """One, or as many as times were drawn when nodes are lost."""
     longest: tuple[str, float]
     """The training that takes longest on its own, and its seconds."""
+    longest_first: float
+    """Seconds of the first of ``outcomes`` in another order: what takes longest goes first."""
     start_s: float
     price: float | None
 
@@ -166,7 +168,12 @@ def forecast(
     room = min(_nodes(cluster).room(work.need) for work in works)
     at_once = max(1, min(room, most or room))
     draws = 1 if math.isinf(cluster.lifetime_s) else DRAWS
-    each = [(work.identity, alone_s(work, cluster, start_s)) for work in works]
+    each = {work.identity: alone_s(work, cluster, start_s) for work in works}
+    longest = sorted(works, key=lambda work: -each[work.identity])
+
+    def run(works: Sequence[Work], seed: int = 0) -> Outcome:
+        return simulate(works, cluster, at_once=at_once, start_s=start_s, sweep_s=SWEEP_S, seed=seed)
+
     return Forecast(
         shape=shape,
         cluster=cluster,
@@ -174,11 +181,9 @@ def forecast(
         sources=sources,
         names={identity: mine[0].row for identity, mine in rows.items()},
         at_once=at_once,
-        outcomes=tuple(
-            simulate(works, cluster, at_once=at_once, start_s=start_s, sweep_s=SWEEP_S, seed=seed)
-            for seed in range(draws)
-        ),
-        longest=max(each, key=lambda pair: pair[1]),
+        outcomes=tuple(run(works, seed) for seed in range(draws)),
+        longest=(longest[0].identity, each[longest[0].identity]),
+        longest_first=run(longest).seconds,
         start_s=start_s,
         price=price,
     )

@@ -140,6 +140,8 @@ def limits(found: Forecast) -> list[str]:
             f"its end: from {_time(waiting)} on no training waits for {shape.device}s, and those that run go on for "
             f"another {_time(seconds - waiting)}"
         )
+        if found.longest_first < 0.95 * found.outcomes[0].seconds:
+            said.append(f"its order, the cheapest first: the longest first, it would take {_time(found.longest_first)}")
     else:
         said.append(f"the number of {shape.device}s: trainings wait for them until {_time(waiting)}")
     spare = total - found.at_once * held
@@ -209,7 +211,9 @@ def _stated(found: Forecast) -> list[str]:
             f"{cluster.network / 1e9:g} GB/s between nodes; hidden while 2/3 of the step go on, but for the last 25 MiB"
         )
     if any(work.inside for work in found.works):
-        said.append("published steps have the gradients inside a node in them, and grow with the images of a worker")
+        said.append(
+            "a published step is of two images a worker, with the gradients inside a node; others by their images"
+        )
     if not math.isinf(cluster.lifetime_s):
         said.append(
             f"a node is lost every {cluster.lifetime_s / 3600:,.0f} h on average, and replaced after "
@@ -221,7 +225,7 @@ def _stated(found: Forecast) -> list[str]:
 def _spread(found: Forecast) -> str:
     seconds = [one.seconds for one in found.outcomes]
     days = f"{found.seconds / 86400:.1f} days" if found.seconds > 2 * 86400 else f"{found.seconds:,.0f} s"
-    if max(seconds) - min(seconds) < 0.005 * found.seconds:
+    if max(seconds) - min(seconds) < 0.02 * found.seconds:
         return days
     return f"{days}; {_hours(min(seconds) / 3600)} to {_hours(max(seconds) / 3600)} h, by which nodes are lost when"
 
