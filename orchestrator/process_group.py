@@ -1,7 +1,8 @@
-"""How the workers of a training find each other: they open torch's process group themselves.
+"""Ray Train without what our trainings don't use: each process beside a worker costs seconds of a core to start.
 
-Ray Train's own way (``TorchConfig``) does it from the controller. Every process that only starts and watches workers
-would then import torch, which takes seconds of a core in each. A training of one worker has no group at all.
+The workers open torch's process group themselves. Ray Train's own way (``TorchConfig``) does it from the controller, and
+whoever only starts and watches workers would import torch, too. A training of one worker has no group at all. Nor are
+there Ray datasets, for which an actor would stand by.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 TIMEOUT_S = 1800.0
 """Of a collective. Standstills are found earlier, by what each worker says of its progress."""
@@ -30,6 +32,14 @@ class WorkersMeet(BackendConfig):
     @property
     def backend_cls(self) -> type[Backend]:
         return _SeesAllDevices
+
+
+class PlainTrainer(DataParallelTrainer):
+    """Workers that run a function, and nothing else."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # Where Ray calls this by another name, the actor stands by, and does nothing.
+        return [one for one in super()._create_default_callbacks() if type(one).__name__ != "DatasetsCallback"]
 
 
 @contextlib.contextmanager

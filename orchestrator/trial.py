@@ -127,10 +127,9 @@ def _resample(assignment: Assignment, job: EvaluationJob, ledger: Ledger) -> Non
 
 def _trainer(assignment: Assignment, ledger: Ledger, launch: str) -> Any:
     import ray.train
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from orchestrator.process_group import WorkersMeet
+    from orchestrator.process_group import PlainTrainer, WorkersMeet
 
     api: Any = ray.train  # its type hints are still those of Ray Train's first version
     resources = assignment.training_config.resources
@@ -139,7 +138,7 @@ def _trainer(assignment: Assignment, ledger: Ledger, launch: str) -> Any:
     (ledger.training(assignment.identity) / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
     place = ledger.place.shared("trainings")
     filesystem, path = locate(place) if isinstance(place, str) else (None, str(place))
-    return DataParallelTrainer(
+    return PlainTrainer(
         work,  # type: ignore[arg-type]
         train_loop_config={"assignment": assignment, "launch": launch},
         backend_config=WorkersMeet(),
@@ -154,7 +153,7 @@ def _trainer(assignment: Assignment, ledger: Ledger, launch: str) -> Any:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=api.FailureConfig(max_failures=0, controller_failure_limit=WAITS),
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()] if assignment.reports else [],
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(resources.cpus_per_worker)}},
         ),
     )
