@@ -51,6 +51,8 @@ class Measurement:
     """Seconds of evaluating one image on one worker, with as many detections as are kept at most."""
     checkpoint_s: float | None = None
     """Seconds of writing a checkpoint to this machine's disk."""
+    gradient_bytes: int | None = None
+    """What workers exchange in an iteration, where there are several; None: measured before this was noted."""
     memory_bytes: int | None = None
     """Most that the worker held: resident on a CPU, allocated on a GPU."""
     available_bytes: int = 0
@@ -63,6 +65,8 @@ class Measurement:
     """Name of the device."""
     real: bool = True
     """Whether the images were the data set's own; else noise of their size."""
+    beside: int = 0
+    """How many others took the same steps at the same time, so that all cores were busy as they are in a sweep."""
     error: str | None = None
     """Why nothing was measured, in one sentence."""
     time: float = 0.0

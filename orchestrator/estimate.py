@@ -134,8 +134,10 @@ def _about(told: Estimate, measured: list[Measurement]) -> list[str]:
     images = "the data's own images" if all(one.real for one in known) else "images made up in the configured size"
     newest = time.strftime("%Y-%m-%d %H:%M", time.localtime(max(one.time for one in measured)))
     when = "measured now" if told.now else f"remembered from {newest} (--measure does it anew)"
+    beside = max(one.beside for one in known)
+    others = f"beside {beside} others that did the same, " if beside else ""
     text = (
-        f"{when}, on {hardware}: median of {count} steps after a warm-up, {images}; with evaluations (each "
+        f"{when}, on {hardware}: {others}median of {count} steps after a warm-up, {images}; with evaluations (each "
         "image with as many detections as are kept), without starting processes and without gradients that cross "
         "a network"
     )

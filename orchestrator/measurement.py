@@ -1,7 +1,8 @@
 """``--dry-run --measure``: some steps of each distinct workload of a sweep, timed on this machine.
 
 Each in a process of its own (:mod:`orchestrator.step_timing`), one after the other, so that one that fails or is ended
-by the system says so and the others go on. Nothing of the sweep is written but what was measured.
+by the system says so and the others go on. On CPUs as many more as there are cores for do the same beside it: a sweep
+keeps them busy, too, and cores share caches and memory. Nothing of the sweep is written but what was measured.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -65,24 +66,46 @@ def _measured(row: PlannedRow, tell: Callable[[str], None]) -> Measurement:
         "sample": sample(row),
         "memory_bytes": memory_of_a_worker(row.config.resources.cpus_per_worker),
     }
-    with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
+    beside = _beside(row)
+    with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch, contextlib.ExitStack() as stack:
         asked, answered, words = (Path(scratch) / name for name in ("job.json", "result.json", "words.txt"))
         asked.write_text(json.dumps(job))
-        packages = str(Path(__file__).resolve().parents[1])
-        path = os.pathsep.join([packages, *filter(None, [os.environ.get("PYTHONPATH")])])
-        with words.open("w") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.step_timing", str(asked), str(answered)],
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(row.config.resources.cpus_per_worker)},
-                text=True,
+        for number in range(beside):
+            other = _started(
+                row, asked, Path(scratch) / f"result-{number}.json", subprocess.DEVNULL, subprocess.DEVNULL
             )
+            stack.callback(_ended, other)
+        with words.open("w") as stderr:
+            process = _started(row, asked, answered, subprocess.PIPE, stderr)
             status = _followed(process, tell)
         if answered.exists():
-            return Measurement(**json.loads(answered.read_text()))
+            return Measurement(**{**json.loads(answered.read_text()), "beside": beside})
         said = [line for line in words.read_text(errors="replace").splitlines() if line.strip()]
         return Measurement(error=_ending(status, said, row), time=time.time())
+
+
+def _started(row: PlannedRow, asked: Path, answered: Path, output: int, errors: IO[str] | int) -> subprocess.Popen[str]:
+    packages = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join([packages, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.step_timing", str(asked), str(answered)],
+        stdout=output,
+        stderr=errors,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(row.config.resources.cpus_per_worker)},
+        text=True,
+    )
+
+
+def _ended(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+
+
+def _beside(row: PlannedRow) -> int:
+    """How many others there are cores for, where the steps are taken on cores."""
+    resources = row.config.resources
+    on_gpu = resources.gpus_per_worker != 0 and os.path.exists("/dev/nvidiactl")
+    return 0 if on_gpu else max(1, cores() // resources.cpus_per_worker) - 1
 
 
 def _followed(process: subprocess.Popen[str], tell: Callable[[str], None]) -> int | None:
@@ -172,9 +195,13 @@ def memory_of_a_worker(cpus_per_worker: int) -> int:
     """Bytes that a worker on a CPU has here: what is free, shared by as many workers as the cores are for."""
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     free = min(psutil.virtual_memory().available, *_bounds())
-    return int(free // max(1, cores // cpus_per_worker))
+    return int(free // max(1, cores() // cpus_per_worker))
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _bounds() -> list[int]:

@@ -31,6 +31,9 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
+# A Ray that is started here has no node that anybody takes away with a warning: nothing needs to look out for that.
+ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
 CONNECT_S = 10.0
 START_TRIES = 3
 
@@ -138,6 +141,8 @@ def connected(address: str | None) -> Iterator[Nodes]:
     check_address(address)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
+        for name, value in ALONE.items():
+            os.environ.setdefault(name, value)
         # What this process starts inherits its environment, and so finds our packages from any working directory.
         os.environ["PYTHONPATH"] = _with_our_packages(os.environ.get("PYTHONPATH", ""))
     import ray

@@ -1,12 +1,14 @@
 """From a sweep file and a command line to one resolved configuration a row and seed, each with its identity.
 
 Nothing heavy is imported, and nothing is written before the specification, the weights and the data have been found
-right.
+right. As a command, ``python -m orchestrator.plan SWEEP --cluster 8x8xV100``, it says what the sweep would take on a
+cluster (:mod:`orchestrator.outlook`).
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -420,3 +422,14 @@ def _root(config: TrainingConfig) -> str:
 def _splits(config: TrainingConfig) -> tuple[str, ...]:
     data = config.data
     return (data.train, data.val) if data.test is None else (data.train, data.val, data.test)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    from orchestrator import outlook
+
+    return outlook.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -250,7 +250,7 @@ class _SearchPass(Pass):
         assignment = None
         # One that was drawn twice is trained once.
         if row.identity not in known and self._claimed_now(row, self._fresh and row.identity not in self._claimed):
-            assignment = self._assignment(row, need.gpus, expected, (row,))
+            assignment = replace(self._assignment(row, need.gpus, expected, (row,)), reports=True)
         return sample, {"identity": row.identity, "assignment": assignment}
 
     def _outcome_of(self, sample: Sample) -> tuple[str, float | None]:

@@ -163,6 +163,9 @@ def measure(job: dict[str, Any]) -> Measurement:
         images=images,
         eval_image_s=eval_image_s,
         checkpoint_s=checkpoint_s,
+        gradient_bytes=sum(
+            each.numel() * each.element_size() for each in state.model.network.parameters() if each.requires_grad
+        ),
         memory_bytes=peak,
         largest=largest,
         time=time.time(),

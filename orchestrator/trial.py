@@ -127,8 +127,9 @@ def _resample(assignment: Assignment, job: EvaluationJob, ledger: Ledger) -> Non
 
 def _trainer(assignment: Assignment, ledger: Ledger, launch: str) -> Any:
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
+
+    from orchestrator.process_group import PlainTrainer, WorkersMeet
 
     api: Any = ray.train  # its type hints are still those of Ray Train's first version
     resources = assignment.training_config.resources
@@ -137,10 +138,10 @@ def _trainer(assignment: Assignment, ledger: Ledger, launch: str) -> Any:
     (ledger.training(assignment.identity) / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
     place = ledger.place.shared("trainings")
     filesystem, path = locate(place) if isinstance(place, str) else (None, str(place))
-    return TorchTrainer(
+    return PlainTrainer(
         work,  # type: ignore[arg-type]
         train_loop_config={"assignment": assignment, "launch": launch},
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"),
+        backend_config=WorkersMeet(),
         scaling_config=api.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=gpus > 0,
@@ -152,7 +153,7 @@ def _trainer(assignment: Assignment, ledger: Ledger, launch: str) -> Any:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=api.FailureConfig(max_failures=0, controller_failure_limit=WAITS),
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()] if assignment.reports else [],
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(resources.cpus_per_worker)}},
         ),
     )

@@ -1,6 +1,7 @@
 """What each Ray Train worker runs: one rank of one training, from the newest checkpoint to the last step.
 
-Rank 0 keeps the ledger, the journal and the checkpoints beside both; every rank reports to Ray Train when one is kept.
+Rank 0 keeps the ledger, the journal and the checkpoints beside both. Where a search asks for it, every rank reports to
+Ray Train when one is kept.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Assignment:
     """Of the driver's lease: what its workers write counts as long as it holds the sweep."""
     expected: Expected | None = None
     """What a node must find before it is used; None on the driver's own machine."""
+    reports: bool = False
+    """Whether Tune hears of every checkpoint: a search's scheduler decides by that. Otherwise nobody waits for it."""
 
     @property
     def training_config(self) -> TrainingConfig:
@@ -70,6 +73,16 @@ def work(settings: dict[str, Any]) -> dict[str, Any]:
     Raises what the training raises, after writing it into the ledger.
     """
     import ray.train
+
+    from orchestrator.process_group import process_group
+
+    if settings["assignment"].expected is not None:
+        require(settings["assignment"].expected)
+    with process_group(gpus=settings["assignment"].gpus_per_worker > 0):
+        return _work(settings, ray.train.get_context())
+
+
+def _work(settings: dict[str, Any], context: Any) -> dict[str, Any]:
     import torch
 
     from detector import distributed
@@ -80,10 +93,7 @@ def work(settings: dict[str, Any]) -> dict[str, Any]:
     assignment: Assignment = settings["assignment"]
     config = assignment.training_config
     ledger = Ledger(assignment.storage, assignment.fence)
-    context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    if assignment.expected is not None:
-        require(assignment.expected)
     log_to(ledger.training(assignment.identity) / ("worker.log" if rank == 0 else f"worker-{rank}.log"))
     threads = config.resources.cpus_per_worker
     torch.set_num_threads(threads)
@@ -147,7 +157,7 @@ def _hooks(ledger: Ledger, assignment: Assignment, rank: int, cancelled: threadi
     identity, evaluation = assignment.identity, assignment.evaluations[0].key
 
     class JournalHooks(Hooks):
-        """Rank 0 writes the journal; all ranks report checkpoints, which is a barrier."""
+        """Rank 0 writes the journal; reports, where they are asked for, are a barrier of all ranks."""
 
         def __init__(self) -> None:
             self.evaluated: Metrics = {}
@@ -181,7 +191,8 @@ def _hooks(ledger: Ledger, assignment: Assignment, rank: int, cancelled: threadi
                 ledger.flush(identity)
                 with heartbeat.busy():
                     self.checkpoint = checkpoints(ledger, identity).keep(folder, step)
-            ray.train.report({"step": step, "checkpoint_path": self.checkpoint, **metrics})
+            if assignment.reports:
+                ray.train.report({"step": step, "checkpoint_path": self.checkpoint, **metrics})
 
         def should_stop(self) -> bool:
             return cancelled.is_set()

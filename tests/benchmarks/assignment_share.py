@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +14,7 @@ from detector.data.loader import training_batches
 from detector.data.store import ensure_store
 from detector.data.synthetic import generate
 from detector.training import TrainingState
+from tests.benchmarks.alternating import Figure, Pairs, threads
 
 CONFIG = {
     "model": {
@@ -39,10 +38,18 @@ CONFIG = {
 WARM_UP, STEPS = 2, 12
 
 
-def measure() -> dict[str, Any]:
-    """Median seconds of assignment and losses, and their shares of the step, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def measure() -> list[Figure]:
+    """Seconds of assigner, targets and losses beside those of the step, on one thread."""
+    with threads(1):
+        rows = _rows()
+    steps = [row["step"] for row in rows]
+    return [
+        Pairs([row[key] for row in rows], steps).figure(f"{key}, s", peer="whole step")
+        for key in ("assigner", "targets", "losses")
+    ]
+
+
+def _rows() -> list[dict[str, float]]:
     config = TrainingConfig.model_validate(CONFIG)
     with tempfile.TemporaryDirectory() as temporary:
         root = generate(GeneratedDataConfig(train_images=64, val_images=1), Path(temporary))
@@ -51,7 +58,7 @@ def measure() -> dict[str, Any]:
         state = TrainingState(config, store, torch.device("cpu"))
         criterion = state.model.criterion
         spent = {"assigner": 0.0, "targets": 0.0, "losses": 0.0}
-        criterion.assigner = _timed(criterion.assigner, "assigner", spent)  # type: ignore[assignment]
+        criterion.assigner = _timed(criterion.assigner, "assigner", spent)
         criterion.targets = _timed(criterion.targets, "targets", spent)  # type: ignore[method-assign]
         criterion.losses = _timed(criterion.losses, "losses", spent)  # type: ignore[method-assign]
         rows = []
@@ -61,13 +68,7 @@ def measure() -> dict[str, Any]:
             began = time.perf_counter()
             state.update(micro_batches)
             rows.append({"step": time.perf_counter() - began, **spent})
-    torch.set_num_threads(threads)
-    medians = {key: statistics.median(row[key] for row in rows[WARM_UP:]) for key in rows[0]}
-    shares = {
-        f"{key}_share": statistics.median(row[key] / row["step"] for row in rows[WARM_UP:])
-        for key in ("assigner", "targets", "losses")
-    }
-    return {"steps": STEPS, **{f"{key}_seconds": value for key, value in medians.items()}, **shares}
+    return rows[WARM_UP:]
 
 
 def _timed(function, name: str, spent: dict[str, float]):

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
-from typing import Any
-
 import torch
 
 from detector.config import TrainingConfig
@@ -14,37 +9,19 @@ from detector.data.coco import Category
 from detector.data.loader import Batch
 from detector.model import Detector, build_model
 from detector.schedule import build_optimizer, set_rate
+from tests.benchmarks.alternating import Figure, alternate, threads
 
 WARM_UP, PAIRS, IMAGES, BOXES, SIZE = 2, 24, 1, 8, 512
 CATEGORIES = [Category(number + 1, f"class {number}") for number in range(80)]
 
 
-def measure() -> dict[str, Any]:
-    """Ratio of the steps' times, with its 95 % interval from the pairs' logarithms, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    steps = {name: _Step(weight) for name, weight in (("plain", 0.0), ("combined", 1.0))}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for pair in range(WARM_UP + PAIRS):
-        # The order alternates too, so that neither always runs on what the other left in the caches.
-        for name in sorted(steps, reverse=pair % 2 == 0):
-            began = time.perf_counter()
-            steps[name]()
-            times[name].append(time.perf_counter() - began)
-    torch.set_num_threads(threads)
-    pairs = list(zip(times["combined"][WARM_UP:], times["plain"][WARM_UP:], strict=True))
-    logarithms = [math.log(combined / plain) for combined, plain in pairs]
-    mean = statistics.mean(logarithms)
-    half = 2.07 * statistics.stdev(logarithms) / math.sqrt(PAIRS)  # Student's t, 23 degrees of freedom
-    return {
-        "pairs": PAIRS,
-        "plain_seconds": statistics.median(plain for _, plain in pairs),
-        "combined_seconds": statistics.median(combined for combined, _ in pairs),
-        "ratio": math.exp(mean),
-        "ratio_low": math.exp(mean - half),
-        "ratio_high": math.exp(mean + half),
-        "equal_detections": _same_detections(steps["plain"].model, steps["combined"].model),
-    }
+def measure() -> list[Figure]:
+    """Time of a step with combined IoUs over one of plain ATSS, on one thread."""
+    with threads(1):
+        combined, plain = _Step(1.0), _Step(0.0)
+        pairs = alternate(combined, plain, pairs=PAIRS, warm_up=WARM_UP)
+        equal = _same_detections(plain.model, combined.model)
+    return [pairs.figure("training step with combined IoUs, s", peer="plain ATSS", equal_detections=equal)]
 
 
 class _Step:

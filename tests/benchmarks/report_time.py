@@ -6,18 +6,18 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
 from orchestrator.report import write_report
+from tests.benchmarks.alternating import Figure
 from tests.browser import find_browser, open_page
 from tests.made_up import make_sweep
 
 ROWS, SEEDS, STEPS = 32, 3, 90_000
 
 
-def measure(rows: int = ROWS, seeds: int = SEEDS, steps: int = STEPS, images: int = 200) -> dict[str, Any]:
+def measure(rows: int = ROWS, seeds: int = SEEDS, steps: int = STEPS, images: int = 200) -> list[Figure]:
     """Seconds to write it, with the indices that trainings leave and without any; its size; seconds to open it."""
     with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
         plan, ledger = make_sweep(
@@ -29,17 +29,16 @@ def measure(rows: int = ROWS, seeds: int = SEEDS, steps: int = STEPS, images: in
             path.with_name("curves.npz").unlink()
         _, anew = _timed(plan, ledger)
         page = paths["report.html"]
-        found: dict[str, Any] = {
-            "trainings": len(plan.rows),
-            "journals, MB": sum(path.stat().st_size for path in journals) / 1e6,
-            "written in, s": seconds,
-            "with all indices made anew, s": anew,
-            "report.html, MB": page.stat().st_size / 1e6,
-        }
+        size, entries = page.stat().st_size / 1e6, sum(path.stat().st_size for path in journals) / 1e6
+        found = [
+            Figure("report written, s", seconds, notes={"trainings": len(plan.rows), "journals, MB": entries}),
+            Figure("report written with all indices made anew, s", anew),
+            Figure("report.html, MB", size),
+        ]
         browser = find_browser()
         if browser is not None:
             seen = open_page(browser, page.as_uri())
-            found |= {"opened in, s": seen.seconds, "console": len(seen.errors)}
+            found.append(Figure("report opened, s", seen.seconds, notes={"console": len(seen.errors)}))
         kept = os.environ.get("DETSWEEP_KEEP_REPORT")
         if kept:
             Path(kept).write_bytes(page.read_bytes())

@@ -47,6 +47,31 @@ def coco(place: Path) -> None:
         (place / f"annotations/image_info_{name}.json").write_text(json.dumps(unknown))
 
 
+def coco2017(place: Path) -> None:
+    """COCO 2017 as far as planning looks at it: as many images in val2017 and test-dev2017, and none that has bytes."""
+    categories = [{"id": number, "name": f"class {number}"} for number in range(1, 81)]
+    (place / "annotations").mkdir(parents=True)
+    for split, count, file in (
+        ("train2017", 100, "instances_train2017"),
+        ("val2017", 5_000, "instances_val2017"),
+        ("test-dev2017", 20_288, "image_info_test-dev2017"),
+    ):
+        folder = place / ("test2017" if split == "test-dev2017" else split)
+        folder.mkdir()
+        images = [
+            {"id": number, "file_name": f"{number:012d}.jpg", "width": 640, "height": 480}
+            for number in range(1, count + 1)
+        ]
+        for image in images:
+            (folder / str(image["file_name"])).touch()
+        document = {"images": images, "categories": categories}
+        if split != "test-dev2017":
+            document["annotations"] = [
+                {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 64, 64], "area": 4096, "iscrowd": 0}
+            ]
+        (place / f"annotations/{file}.json").write_text(json.dumps(document))
+
+
 def my_images(place: Path) -> None:
     """YOLO's text files beside their images, and classes.txt; ``scene1_…`` and ``scene2_…``."""
     drawn = _generated(place.parent / ".drawn")
@@ -130,6 +155,7 @@ def demo(place: Path) -> None:
 
 MATERIALS: dict[str, Callable[[Path], None]] = {
     "coco": coco,
+    "coco2017": coco2017,
     "coco_style": coco_style,
     "demo": demo,
     "holiday": holiday,
