@@ -22,6 +22,7 @@ from tests.benchmarks.alternating import Figure
 
 # Name, which is also the module's, and what it measures.
 ENTRIES = {
+    "assignment": "label assignment against a vectorised one, image by image",
     "assignment_share": "share of assignment and losses in a small training step",
     "combined_cost": "combined IoUs against plain ATSS, R50",
     "report_time": "writing the report of a large sweep",
