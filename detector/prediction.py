@@ -144,7 +144,7 @@ def forward(model: Detector, options: Options) -> Callable[[Tensor], HeadOutputs
     """
     precision = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
     network = folded(model.network, precision)
-    return partial(compiled(), network) if options.compile else network
+    return partial(_compiled_outputs, network) if options.compile else network
 
 
 @cache
@@ -157,6 +157,19 @@ def compiled() -> Callable[[nn.Module, Tensor], HeadOutputs]:
 
 def _outputs(network: nn.Module, batch: Tensor) -> HeadOutputs:
     return network(batch)
+
+
+def _compiled_outputs(network: nn.Module, batch: Tensor) -> HeadOutputs:
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    try:
+        return compiled()(network, batch)
+    except BackendCompilerFailed as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"compile is true, but the network can't be compiled here ({reason}); install a C++ compiler, or leave "
+            "compile out"
+        ) from error
 
 
 class View(NamedTuple):
