@@ -47,6 +47,12 @@ def plain(raw: HeadOutputs, criterion, config: PostprocessConfig, min_score: flo
     return found
 
 
+def belongings(boxes, scores, labels) -> torch.Tensor:
+    """Sums by label of boxes and their squares, times the scores: another box for a score or a label changes them."""
+    parts = torch.cat((boxes, boxes**2), 1).double() * scores[:, None]
+    return torch.zeros(CLASSES, 8, dtype=torch.float64).index_add(0, labels, parts)
+
+
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("family", [family for family in FAMILIES if not family.endswith("_ciou")])
 def test_candidates_are_those_of_ranking_everything(family, layout):
@@ -65,10 +71,11 @@ def test_candidates_are_those_of_ranking_everything(family, layout):
         raw = outputs(family, layout=layout)
         found = candidates(raw, criterion, SIZES, CATEGORIES, rules, min_score=min_score)
         for image, (boxes, scores, labels) in enumerate(plain(raw, criterion, rules, min_score)):
-            order = found[image].scores.argsort(descending=True, stable=True)
-            assert torch.equal(found[image].scores[order], scores)
-            assert torch.equal(found[image].labels[order], labels)
-            assert torch.allclose(found[image].boxes[order], boxes, rtol=0, atol=1e-3)
+            # Scores that differ by rounding alone may change places, so the order is not compared.
+            assert torch.allclose(found[image].scores.sort(descending=True).values, scores, rtol=1e-5)
+            assert torch.equal(*(each.bincount(minlength=CLASSES) for each in (found[image].labels, labels)))
+            mine = belongings(found[image].boxes, found[image].scores, found[image].labels)
+            assert torch.allclose(mine, belongings(boxes, scores, labels), rtol=1e-5, atol=1e-3)
         assert (len(found[0]) == 0) == (changes.get("score_threshold") == 1.0)
 
 
@@ -82,7 +89,7 @@ def test_nothing_is_lost_at_the_threshold_in_bfloat16(family):
     found = candidates(raw, criterion, SIZES, CATEGORIES, rules)
     for image, (boxes, scores, _) in enumerate(plain(raw, criterion, rules, None)):
         assert found[image].boxes.dtype == found[image].scores.dtype == torch.float32
-        assert torch.equal(found[image].scores.sort(descending=True).values, scores)
+        assert torch.allclose(found[image].scores.sort(descending=True).values, scores, rtol=1e-5)
         assert torch.allclose(found[image].boxes.sum(0), boxes.sum(0), rtol=1e-4)
 
 
