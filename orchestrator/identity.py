@@ -29,7 +29,8 @@ NOT_DECIDING = frozenset(
         *("plugins.py", "rehearsal.py", "sources.py"),
         # What happens to the weights afterwards.
         *("postprocess.py", "detections.py", "evaluation.py", "inference.py", "checkpoints.py", "checkpoint_store.py"),
-        *("matches.py", "bootstrap.py", "fixed_positives.py", "error_kinds.py"),
+        *("matches.py", "matching.py", "precision.py", "results.py", "data/instances.py"),
+        *("bootstrap.py", "fixed_positives.py", "error_kinds.py"),
         *("pictures.py", "prediction.py", "timing.py", "export.py", "inspection.py", "sheet.py", "serving.py"),
         # How a whole detector is found and read; it counts where a training starts from one.
         *("origins.py", "loading.py", "initial.py", "transfer.py", "foreign/__init__.py", "foreign/published.py"),
@@ -51,7 +52,10 @@ READING_INIT = (
 )
 """Files of ``detector`` that turn the file of ``model.init`` into the first weights."""
 
-EVALUATING = ("detections.py", "evaluation.py", "fixed_positives.py", "postprocess.py")
+EVALUATING = (
+    *("detections.py", "evaluation.py", "fixed_positives.py", "postprocess.py"),
+    *("data/instances.py", "results.py", "matching.py", "precision.py"),
+)
 """Files of ``detector`` that turn raw outputs into figures."""
 
 _MODEL_NOT = {"postprocess"}

@@ -32,6 +32,7 @@ from detector.data.coco import Category, read_split, training_boxes
 from detector.data.conversion import FORMAT, write_store
 from detector.data.ending import ends_in_order
 from detector.data.images import decode_image
+from detector.data.instances import Instances
 from detector.data.places import find_annotations
 from detector.errors import InputError, UnreachableError
 
@@ -169,20 +170,18 @@ class Store:
         source = pa.memory_map(path) if self.is_local else self._filesystem.open_input_file(path)
         return pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(use_threads=False))
 
-    def coco_annotations(self) -> dict[str, list[dict[str, Any]]]:
-        """The split as a COCO document for the public evaluation code: boxes xywh as annotated, crowds included."""
-        images = [
-            {"id": int(identity), "file_name": name, "height": int(height), "width": int(width)}
-            for identity, name, (height, width) in zip(self.image_ids, self.file_names, self.sizes, strict=True)
-        ]
-        owners = np.repeat(self.image_ids, np.diff(self._offsets)).tolist()
-        columns = (self._annotation_ids, self._category_ids, self._boxes, self._areas, self._crowd)
-        annotations = [
-            {"id": key, "image_id": owner, "category_id": category, "bbox": box, "area": area, "iscrowd": int(crowd)}
-            for owner, key, category, box, area, crowd in zip(owners, *(c.tolist() for c in columns), strict=True)
-        ]
-        categories = [{"id": category.id, "name": category.name} for category in self.categories]
-        return {"images": images, "annotations": annotations, "categories": categories}
+    def instances(self) -> Instances:
+        """What an evaluation compares with: boxes as annotated, crowds included."""
+        return Instances.of_columns(
+            image_ids=self.image_ids,
+            category_ids=np.array([category.id for category in self.categories], dtype=np.int64),
+            owners=np.repeat(self.image_ids, np.diff(self._offsets)),
+            kinds=self._category_ids,
+            boxes=self._boxes,
+            areas=self._areas,
+            crowd=self._crowd,
+            ids=self._annotation_ids,
+        )
 
 
 def open_store(uri: str | Path) -> Store:
