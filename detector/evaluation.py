@@ -16,7 +16,7 @@ from detector import distributed
 from detector.config import DataConfig
 from detector.data.coco import Category
 from detector.data.instances import Instances
-from detector.data.loader import evaluation_batches
+from detector.data.loader import Batch, evaluation_batches
 from detector.data.store import Store
 from detector.detections import Detections
 from detector.fixed_positives import FixedPositives, mean_loss
@@ -74,6 +74,7 @@ def evaluate(
     *,
     batch_size: int = 1,
     loader_workers: int = 0,
+    loader_threads: int = 1,
     label: str = "",
     options: Options | None = None,
     tell: Callable[[], None] = lambda: None,
@@ -90,7 +91,16 @@ def evaluate(
     began = time.perf_counter()
     options = options or Options(max_detections=model.config.postprocess.max_detections)
     fixed = FixedPositives(store)
-    detected = _in_batches(model, store, data, batch_size, loader_workers, options, fixed)
+    batches = evaluation_batches(
+        store,
+        data,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        batch_size=batch_size,
+        loader_workers=loader_workers,
+        loader_threads=loader_threads,
+    )
+    detected = _in_batches(model, store, batches, options, fixed)
     if not options.one_view:
         detected = _in_views(model, store, data, options)
     share = len(range(distributed.rank(), len(store), distributed.world_size()))
@@ -135,21 +145,11 @@ def evaluate(
 def _in_batches(
     model: Detector,
     store: Store,
-    data: DataConfig,
-    batch_size: int,
-    loader_workers: int,
+    batches: Iterator[Batch],
     options: Options,
     fixed: FixedPositives,
 ) -> Iterator[tuple[int, Detections]]:
     """This process' share: positions in the store, and what is found there in pixels of the original image."""
-    batches = evaluation_batches(
-        store,
-        data,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        batch_size=batch_size,
-        loader_workers=loader_workers,
-    )
     was_training = model.training
     model.eval()
     overrides: dict[str, Any] = {

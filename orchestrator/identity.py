@@ -59,7 +59,7 @@ EVALUATING = (
 """Files of ``detector`` that turn raw outputs into figures."""
 
 _MODEL_NOT = {"postprocess"}
-_DATA = ("short_side", "long_side", "resize", "keep_empty", "augmentation")
+_DATA = ("short_side", "long_side", "resize", "scaled_decoding", "keep_empty", "augmentation")
 _SCHEDULE_NOT = {"iterations", "epochs_factor", "recipe_batch_size", "scale_with_batch"}
 
 

@@ -25,7 +25,7 @@ import torch
 from detector import plugins
 from detector.config import TrainingConfig
 from detector.data.coco import Category
-from detector.data.images import decode_image
+from detector.data.images import Decode, decode_image
 from detector.data.instances import Instances
 from detector.data.loader import Batch, training_batches
 from detector.errors import InputError
@@ -77,14 +77,15 @@ class Sample:
         """(G,) int64."""
         return np.array(self._images[index]["labels"], np.int64)
 
-    def image(self, index: int) -> np.ndarray:
+    def image(self, index: int, *, decode: Decode = decode_image, reduction: int = 1) -> np.ndarray:
         """(H, W, 3) uint8 RGB; noise where the image has no file."""
         height, width = (int(side) for side in self.sizes[index])
         path = self._images[index]["path"]
         if path is None:
-            return np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            shape = (-(-height // reduction), -(-width // reduction), 3)
+            return np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
         try:
-            return decode_image(Path(path).read_bytes(), size=(height, width))
+            return decode(Path(path).read_bytes(), size=(height, width), reduction=reduction)
         except (OSError, ValueError) as error:
             raise InputError(f"{path} can't be used: {error}") from error
 
@@ -199,9 +200,7 @@ def _batches(config: TrainingConfig, sample: Any) -> Any:
         rank=resources.workers - 1,  # whose share is the largest
         world_size=resources.workers,
         micro_batch_size=resources.micro_batch_size,
-        loader_workers=(
-            resources.cpus_per_worker - 1 if resources.loader_workers is None else resources.loader_workers
-        ),
+        **resources.loader(),
     )
 
 

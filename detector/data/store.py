@@ -31,7 +31,7 @@ from pydantic import BaseModel, ValidationError
 from detector.data.coco import Category, read_split, training_boxes
 from detector.data.conversion import FORMAT, write_store
 from detector.data.ending import ends_in_order
-from detector.data.images import decode_image
+from detector.data.images import Decode, decode_image
 from detector.data.instances import Instances
 from detector.data.places import find_annotations
 from detector.errors import InputError, UnreachableError
@@ -154,11 +154,15 @@ class Store:
             )
         return content
 
-    def image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB pixels; InputError names the file and the image id."""
+    def image(self, index: int, *, decode: Decode = decode_image, reduction: int = 1) -> np.ndarray:
+        """(H, W, 3) uint8 RGB pixels; InputError names the file and the image id.
+
+        ``decode`` and ``reduction``: see ``detector.data.images.decode_image``; that of ``detector.data.jpeg`` is
+        quicker and needs torch.
+        """
         height, width = (int(side) for side in self.sizes[index])
         try:
-            return decode_image(self.encoded(index), size=(height, width))
+            return decode(self.encoded(index), size=(height, width), reduction=reduction)
         except ValueError as error:
             raise InputError(f"{self._label(index)} in {self.uri} can't be used: {error}") from error
 
