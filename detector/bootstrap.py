@@ -15,9 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from detector.matches import Matches
+from detector.precision import RECALLS
 
-RECALLS = np.linspace(0.0, 1.0, 101)
-"""At which COCO reads off the precision."""
 BLOCK = 2_000_000
 """Most weights of detections that are held at a time."""
 

@@ -36,6 +36,15 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def collect(value: Any) -> list[Any] | None:
+    """Every process' ``value``, by rank, on rank 0 alone; None on the others."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, values, dst=0)
+    return values
+
+
 def broadcast(value: Any) -> Any:
     """Rank 0's ``value``, in each process."""
     if world_size() == 1:

@@ -20,13 +20,13 @@ I images, C categories, D detections from that score upwards, G boxes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 
+from detector.data.instances import Instances, places
 from detector.matches import Matches
+from detector.results import Results
 
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1
 KINDS = ("found", "localisation", "confusion", "duplicate", "background", "both", "in a crowd")
@@ -103,29 +103,22 @@ def best_threshold(matches: Matches) -> float:
     return float(scores[np.argmax(np.where(last_of_equals, f1, -1.0))])
 
 
-def error_kinds(
-    annotations: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], threshold: float
-) -> ErrorKinds:
-    """Sorts the ``detections`` (entries of a COCO results file) with at least ``threshold`` as score by kind.
+def error_kinds(truth: Instances, found: Results, threshold: float) -> ErrorKinds:
+    """Sorts the detections of ``found`` with at least ``threshold`` as score by kind.
 
-    ``annotations`` is a COCO instances file. Boxes are found as pycocotools finds them: from the highest score down,
-    the free box of the class with the highest IoU, if that is at least 0.5. Detections on images or of categories that
-    the annotations don't list are left out.
+    Boxes are found as COCO finds them: from the highest score down, the free box of the class with the highest IoU, if
+    that is at least 0.5. Detections on images or of categories that ``truth`` doesn't list are left out.
     """
-    image_ids = np.array(sorted(image["id"] for image in annotations["images"]), dtype=np.int64)
-    category_ids = np.array(sorted(category["id"] for category in annotations["categories"]), dtype=np.int64)
-    places, classes = _places(image_ids), _places(category_ids)
-    truths = [row for row in annotations["annotations"] if row["image_id"] in places and row["category_id"] in classes]
-    truths.sort(key=lambda row: places[row["image_id"]])
-    kept = [
-        row
-        for row in detections
-        if row["score"] >= threshold and row["image_id"] in places and row["category_id"] in classes
-    ]
-    kept.sort(key=lambda row: (places[row["image_id"]], -row["score"]))
-    image, category, box = _columns(kept, places, classes)
-    truth_image, truth_category, truth_box = _columns(truths, places, classes)
-    crowd = np.array([bool(row.get("iscrowd")) for row in truths], dtype=bool)
+    image_ids, category_ids = truth.image_ids, truth.category_ids
+    by_image = np.argsort(truth.image, kind="stable")
+    truth_image, truth_category = truth.image[by_image].astype(np.int32), truth.category[by_image].astype(np.int32)
+    truth_box, crowd = truth.boxes[by_image], truth.crowd[by_image]
+    place, listed = places(found.image_ids, image_ids)
+    kind_of, known = places(found.category_ids, category_ids)
+    kept = np.flatnonzero((found.scores >= threshold) & listed & known)
+    kept = kept[np.lexsort((-found.scores[kept], place[kept]))]
+    image, category = place[kept].astype(np.int32), kind_of[kept].astype(np.int32)
+    box = found.boxes[kept].astype(np.float64)
     state = np.where(crowd, CROWD, MISSED).astype(np.int8)
     kind = np.zeros(len(kept), dtype=np.int8)
     about = np.full(len(kept), -1, dtype=np.int32)
@@ -148,7 +141,7 @@ def error_kinds(
         image=image,
         category=category,
         box=box.astype(np.float32),
-        score=np.array([row["score"] for row in kept], dtype=np.float32),
+        score=found.scores[kept].astype(np.float32),
         kind=kind,
         about=about,
         truth_image=truth_image,
@@ -208,7 +201,7 @@ def _of_image(overlap: np.ndarray, same: np.ndarray, crowd: np.ndarray) -> tuple
     taken = np.zeros(overlap.shape[1], dtype=bool)
     for row in range(len(overlap)):  # in order: what one has found is taken for those after it
         free = np.where(taken, -1.0, own[row])
-        best = len(free) - 1 - int(free[::-1].argmax())  # pycocotools takes the last of equals
+        best = len(free) - 1 - int(free[::-1].argmax())  # COCO takes the last of equals
         if free[best] >= FOREGROUND_IOU:
             kind[row], about[row], taken[best] = FOUND, best, True
     best_own, best_other = own.argmax(1), other.argmax(1)
@@ -231,15 +224,3 @@ def _of_image(overlap: np.ndarray, same: np.ndarray, crowd: np.ndarray) -> tuple
             about[chosen] = box[chosen]
         rest &= ~holds
     return kind, about
-
-
-def _places(ids: np.ndarray) -> dict[int, int]:
-    return {int(number): place for place, number in enumerate(ids.tolist())}
-
-
-def _columns(
-    rows: Sequence[Mapping[str, Any]], places: Mapping[int, int], classes: Mapping[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    image = np.array([places[row["image_id"]] for row in rows], dtype=np.int32)
-    category = np.array([classes[row["category_id"]] for row in rows], dtype=np.int32)
-    return image, category, np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)

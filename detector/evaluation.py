@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from detector import distributed
 from detector.config import DataConfig
-from detector.data.loader import evaluation_batches
+from detector.data.coco import Category
+from detector.data.instances import Instances
+from detector.data.loader import Batch, evaluation_batches
 from detector.data.store import Store
 from detector.detections import Detections
 from detector.fixed_positives import FixedPositives, mean_loss
+from detector.matching import AT_50, AT_75
 from detector.model import Detector
 from detector.pictures import Picture
+from detector.precision import Tables, mean_defined, tables
 from detector.prediction import Options, find, forward
 from detector.progress import Progress
+from detector.results import Results
 from detector.timing import TIMED, device_name, inference_ms
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -73,6 +74,7 @@ def evaluate(
     *,
     batch_size: int = 1,
     loader_workers: int = 0,
+    loader_threads: int = 1,
     label: str = "",
     options: Options | None = None,
     tell: Callable[[], None] = lambda: None,
@@ -89,34 +91,41 @@ def evaluate(
     began = time.perf_counter()
     options = options or Options(max_detections=model.config.postprocess.max_detections)
     fixed = FixedPositives(store)
-    detected = _in_batches(model, store, data, batch_size, loader_workers, options, fixed)
+    batches = evaluation_batches(
+        store,
+        data,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        batch_size=batch_size,
+        loader_workers=loader_workers,
+        loader_threads=loader_threads,
+    )
+    detected = _in_batches(model, store, batches, options, fixed)
     if not options.one_view:
         detected = _in_views(model, store, data, options)
     share = len(range(distributed.rank(), len(store), distributed.world_size()))
     progress = Progress(share, label) if distributed.rank() == 0 and label else None
-    found: dict[int, list[dict[str, Any]]] = {}
-    wanted = {category.id for category in store.categories}
+    found: list[Results] = []
     for index, seen in detected:
-        image_id = int(store.image_ids[index])
-        found[image_id] = [row for row in seen.to_coco(image_id) if row["category_id"] in wanted]
+        found.append(Results.of_image(seen, int(store.image_ids[index])))
         if progress:
             progress.update(len(found))
         tell()
     if progress:
         progress.close()
-    gathered, losses = distributed.gather(found), distributed.gather(fixed.found)
-    if distributed.rank() != 0:
+    gathered = distributed.collect((Results.together(found), fixed.found))
+    if gathered is None:
         return Evaluation(distributed.broadcast(None))
     with alone():
-        entries = {image: rows for part in gathered for image, rows in part.items()}
-        detections = [row for image in store.image_ids.tolist() for row in entries[image]]
+        results, losses = _in_order(store, [part for part, _ in gathered]), [part for _, part in gathered]
         figures: dict[str, float | None] = {}
         per_class: list[dict[str, Any]] = []
         precision: dict[str, list[float | None]] = {}
         if store.has_annotations:
-            annotations = store.coco_annotations()
-            compared = _compared(annotations, detections)
-            figures, per_class = _figures(compared, annotations)
+            truth = store.instances()
+            compared = tables(truth, results)
+            figures = figures_of(compared)
+            per_class = by_class(compared, truth, store.categories)
             precision = precision_recall(compared)
         seconds = time.perf_counter() - began
         metrics: dict[str, float | None] = {
@@ -125,7 +134,7 @@ def evaluate(
             "inference_ms": inference_ms(model, _sample(store), data, options),
             "eval_seconds": seconds,
         }
-        result = Evaluation(metrics, per_class, detections, device_name(model.device), precision)
+        result = Evaluation(metrics, per_class, results.entries(), device_name(model.device), precision)
         watcher = _watcher.get()
         if watcher is not None:
             watcher(store, result)
@@ -136,21 +145,11 @@ def evaluate(
 def _in_batches(
     model: Detector,
     store: Store,
-    data: DataConfig,
-    batch_size: int,
-    loader_workers: int,
+    batches: Iterator[Batch],
     options: Options,
     fixed: FixedPositives,
 ) -> Iterator[tuple[int, Detections]]:
     """This process' share: positions in the store, and what is found there in pixels of the original image."""
-    batches = evaluation_batches(
-        store,
-        data,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        batch_size=batch_size,
-        loader_workers=loader_workers,
-    )
     was_training = model.training
     model.eval()
     overrides: dict[str, Any] = {
@@ -193,70 +192,46 @@ def _sample(store: Store) -> list[Picture]:
     return [_picture(store, index) for index in places.tolist()]
 
 
-def coco_figures(
-    annotations: dict[str, Any], detections: list[dict[str, Any]]
-) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
-    """COCO's six figures in percent, and the same per category, by pycocotools. What is undefined is None."""
-    return _figures(_compared(annotations, detections), annotations)
+def _in_order(store: Store, parts: list[Results]) -> Results:
+    """What all processes found, in the order of the split, and of its categories alone."""
+    results = Results.together(parts)
+    # Each image comes whole from one process.
+    results = results.take(np.argsort(np.searchsorted(store.image_ids, results.image_ids), kind="stable"))
+    return results.take(np.isin(results.category_ids, [category.id for category in store.categories]))
 
 
-def _compared(annotations: dict[str, Any], detections: list[dict[str, Any]]) -> COCOeval:
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = _coco(annotations)
-        rows = [
-            {**row, "id": number, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
-            for number, row in enumerate(detections, 1)
-        ]
-        result = _coco({**annotations, "annotations": rows})
-        evaluator = COCOeval(truth, result, iouType="bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    return evaluator
+def figures_of(compared: Tables) -> dict[str, float | None]:
+    """COCO's six figures in percent; None where they are undefined."""
+    return {key: _percent(value) for key, value in zip(FIGURES, compared.figures().tolist()[:6], strict=True)}
 
 
-def _figures(evaluator: COCOeval, annotations: dict[str, Any]) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
-    figures = {key: _percent(value) for key, value in zip(FIGURES, evaluator.stats[:6], strict=True)}
-    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # IoU thresholds, recalls, categories
-    counts = Counter(row["category_id"] for row in annotations["annotations"] if not row.get("iscrowd"))
-    per_class = []
-    for number, category_id in enumerate(evaluator.params.catIds):
-        per_class.append(
-            {
-                "id": int(category_id),
-                "name": evaluator.cocoGt.cats[category_id]["name"],
-                "AP": _percent(_mean_defined(precision[:, :, number])),
-                "AP50": _percent(_mean_defined(precision[0, :, number])),
-                "boxes": counts[category_id],
-            }
-        )
-    return figures, per_class
+def by_class(compared: Tables, truth: Instances, categories: Sequence[Category]) -> list[dict[str, Any]]:
+    """AP and AP50 of each category in percent, and how many boxes it has: one entry a category, by id."""
+    names = {category.id: category.name for category in categories}
+    boxes = np.bincount(truth.category[~truth.crowd], minlength=len(truth.category_ids)).tolist()
+    precision = compared.precision[..., 0]
+    return [
+        {
+            "id": category,
+            "name": names[category],
+            "AP": _percent(mean_defined(precision[:, :, place])),
+            "AP50": _percent(mean_defined(precision[AT_50, :, place])),
+            "boxes": boxes[place],
+        }
+        for place, category in enumerate(truth.category_ids.tolist())
+    ]
 
 
-def precision_recall(evaluator: COCOeval) -> dict[str, list[float | None]]:
+def precision_recall(compared: Tables) -> dict[str, list[float | None]]:
     """Precision over recall as ``Evaluation.precision`` has it, of all sizes and the most detections an image."""
-    table = evaluator.eval["precision"][:, :, :, 0, -1]  # IoU thresholds, recalls, categories
-    table = table[:, :, (table > -1).any((0, 1))]  # pycocotools says -1 for a class without boxes
+    table = compared.precision[..., 0]
+    table = table[:, :, (table > -1).any((0, 1))]
     if not table.size:
         return {name: [None] * table.shape[1] for name in ("0.5", "0.75", "0.5:0.95")}
     means = table.mean(2)
-    at = {float(threshold): index for index, threshold in enumerate(evaluator.params.iouThrs.round(2))}
-    chosen = {"0.5": means[at[0.5]], "0.75": means[at[0.75]], "0.5:0.95": means.mean(0)}
+    chosen = {"0.5": means[AT_50], "0.75": means[AT_75], "0.5:0.95": means.mean(0)}
     return {name: [round(float(value), 5) for value in values] for name, values in chosen.items()}
 
 
-def _coco(dataset: dict[str, Any]) -> COCO:
-    coco = COCO()
-    coco.dataset = dataset
-    coco.createIndex()
-    return coco
-
-
-def _mean_defined(values: np.ndarray) -> float:
-    defined = values[values > -1]
-    return float(defined.mean()) if defined.size else -1.0
-
-
 def _percent(value: float) -> float | None:
-    # pycocotools says -1 where there is nothing to find.
-    return None if value < 0 else float(value) * 100
+    return None if value < 0 else value * 100

@@ -159,13 +159,8 @@ def _batches(config: TrainingConfig, store: Store, *, start: int, stop: int) -> 
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         micro_batch_size=config.resources.micro_batch_size,
-        loader_workers=_loader_workers(config),
+        **config.resources.loader(),
     )
-
-
-def _loader_workers(config: TrainingConfig) -> int:
-    asked = config.resources.loader_workers
-    return config.resources.cpus_per_worker - 1 if asked is None else asked
 
 
 def _settled(state: TrainingState, hooks: Hooks) -> None:
@@ -190,7 +185,7 @@ def _evaluated(state: TrainingState, store: Store, hooks: Hooks) -> Evaluation:
             store,
             state.config.data,
             batch_size=state.config.evaluation.batch_size,
-            loader_workers=_loader_workers(state.config),
+            **state.config.resources.loader(),
             tell=lambda: hooks.on_progress(state.step),
             alone=hooks.busy,
         )

@@ -38,6 +38,6 @@ def examined(place: Storage, identity: str, key: str, split_digest: str) -> Erro
     detections = read_detections(place, folder)
     if isinstance(detections, str):
         return detections
-    found = error_kinds(opened.coco_annotations(), detections, best_threshold(matches))
+    found = error_kinds(opened.instances(), detections, best_threshold(matches))
     keep(place, f"{folder}/errors.npz", **found.arrays())
     return found

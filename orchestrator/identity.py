@@ -29,7 +29,8 @@ NOT_DECIDING = frozenset(
         *("plugins.py", "rehearsal.py", "sources.py"),
         # What happens to the weights afterwards.
         *("postprocess.py", "detections.py", "evaluation.py", "inference.py", "checkpoints.py", "checkpoint_store.py"),
-        *("matches.py", "bootstrap.py", "fixed_positives.py", "error_kinds.py"),
+        *("matches.py", "matching.py", "precision.py", "results.py", "data/instances.py"),
+        *("bootstrap.py", "fixed_positives.py", "error_kinds.py"),
         *(
             "pictures.py",
             "prediction.py",
@@ -60,11 +61,14 @@ READING_INIT = (
 )
 """Files of ``detector`` that turn the file of ``model.init`` into the first weights."""
 
-EVALUATING = ("detections.py", "evaluation.py", "fixed_positives.py", "folding.py", "postprocess.py")
+EVALUATING = (
+    *("detections.py", "evaluation.py", "fixed_positives.py", "folding.py", "postprocess.py"),
+    *("data/instances.py", "results.py", "matching.py", "precision.py"),
+)
 """Files of ``detector`` that turn raw outputs into figures, or change these by as much as rounding does."""
 
 _MODEL_NOT = {"postprocess"}
-_DATA = ("short_side", "long_side", "resize", "keep_empty", "augmentation")
+_DATA = ("short_side", "long_side", "resize", "scaled_decoding", "keep_empty", "augmentation")
 _SCHEDULE_NOT = {"iterations", "epochs_factor", "recipe_batch_size", "scale_with_batch"}
 
 

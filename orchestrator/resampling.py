@@ -17,7 +17,7 @@ import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from orchestrator.files import read_json
 if TYPE_CHECKING:
     from detector.data.store import Store
     from detector.matches import Matches
+    from detector.results import Results
     from orchestrator.storage import Storage
 
 COUNT = 1000
@@ -91,7 +92,7 @@ def read_matches(place: Storage, folder: str, split_digest: str) -> Matches | st
     detections = read_detections(place, folder)
     if isinstance(detections, str):
         return detections
-    found = match(opened.coco_annotations(), detections)
+    found = match(opened.instances(), detections)
     keep(place, f"{folder}/matches.npz", **found.arrays())
     return found
 
@@ -107,13 +108,13 @@ def split_store(place: Storage, split_digest: str) -> Store | str:
     return opened if opened.has_annotations else "its images have no annotations here"
 
 
-def read_detections(place: Storage, folder: str) -> list[dict[str, Any]] | str:
+def read_detections(place: Storage, folder: str) -> Results | str:
     """What the evaluation in ``folder`` found, or a sentence that says what is missing."""
-    try:
-        detections = read_json(place.fetch(f"{folder}/detections.json"))
-    except (OSError, ValueError):
-        detections = None
-    return detections if isinstance(detections, list) else "its detections are not in the storage"
+    from detector.results import Results
+
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return Results.of_entries(read_json(place.fetch(f"{folder}/detections.json")))
+    return "its detections are not in the storage"
 
 
 def _read(path: Path) -> Resampled | None:

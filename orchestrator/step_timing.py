@@ -25,7 +25,8 @@ import torch
 from detector import plugins
 from detector.config import TrainingConfig
 from detector.data.coco import Category
-from detector.data.images import decode_image
+from detector.data.images import Decode, decode_image
+from detector.data.instances import Instances
 from detector.data.loader import Batch, training_batches
 from detector.errors import InputError
 from detector.evaluation import evaluate
@@ -76,33 +77,34 @@ class Sample:
         """(G,) int64."""
         return np.array(self._images[index]["labels"], np.int64)
 
-    def image(self, index: int) -> np.ndarray:
+    def image(self, index: int, *, decode: Decode = decode_image, reduction: int = 1) -> np.ndarray:
         """(H, W, 3) uint8 RGB; noise where the image has no file."""
         height, width = (int(side) for side in self.sizes[index])
         path = self._images[index]["path"]
         if path is None:
-            return np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            shape = (-(-height // reduction), -(-width // reduction), 3)
+            return np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
         try:
-            return decode_image(Path(path).read_bytes(), size=(height, width))
+            return decode(Path(path).read_bytes(), size=(height, width), reduction=reduction)
         except (OSError, ValueError) as error:
             raise InputError(f"{path} can't be used: {error}") from error
 
-    def coco_annotations(self) -> dict[str, Any]:
-        """The sample as a COCO document."""
-        images = [
-            {"id": number, "file_name": str(number), "height": int(height), "width": int(width)}
-            for number, (height, width) in zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True)
-        ]
-        annotations: list[dict[str, Any]] = []
-        for index, number in enumerate(self.image_ids.tolist()):
-            for (left, top, right, bottom), label in zip(self.boxes(index).tolist(), self.labels(index), strict=True):
-                box = [left, top, right - left, bottom - top]
-                annotations.append(
-                    {"id": len(annotations) + 1, "image_id": number, "category_id": self.categories[label].id}
-                    | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-                )
-        categories = [{"id": category.id, "name": category.name} for category in self.categories]
-        return {"images": images, "annotations": annotations, "categories": categories}
+    def instances(self) -> Instances:
+        """What an evaluation compares with."""
+        corners = np.concatenate([self.boxes(index) for index in range(len(self))]).astype(np.float64)
+        sizes = corners[:, 2:] - corners[:, :2]
+        counts = [len(self.boxes(index)) for index in range(len(self))]
+        ids = np.array([category.id for category in self.categories], np.int64)
+        return Instances.of_columns(
+            image_ids=self.image_ids,
+            category_ids=ids,
+            owners=np.repeat(self.image_ids, counts),
+            kinds=ids[np.concatenate([self.labels(index) for index in range(len(self))])],
+            boxes=np.concatenate((corners[:, :2], sizes), axis=1),
+            areas=sizes.prod(1),
+            crowd=np.zeros(len(corners), dtype=bool),
+            ids=np.arange(1, len(corners) + 1),
+        )
 
 
 def measure(job: dict[str, Any]) -> Measurement:
@@ -201,9 +203,7 @@ def _batches(config: TrainingConfig, sample: Any) -> Any:
         rank=resources.workers - 1,  # whose share is the largest
         world_size=resources.workers,
         micro_batch_size=resources.micro_batch_size,
-        loader_workers=(
-            resources.cpus_per_worker - 1 if resources.loader_workers is None else resources.loader_workers
-        ),
+        **resources.loader(),
     )
 
 

@@ -181,15 +181,15 @@ def journal_lines(random: np.random.Generator, until: int, steps: int, skill: fl
 def detections(store: Store, random: np.random.Generator, skill: float) -> list[dict[str, Any]]:
     """What a detector of that ``skill``, below 1, might find: boxes moved, lost, confused, doubled and imagined."""
     found = []
-    document = store.coco_annotations()
-    ids = [category["id"] for category in document["categories"]]
+    truth = store.instances()
+    ids = truth.category_ids.tolist()
 
     def add(image: int, category: int, box: Sequence[float], score: float) -> None:
         score = float(np.clip(score, 0.01, 0.999))
         found.append({"image_id": image, "category_id": category, "bbox": list(map(float, box)), "score": score})
 
-    for row in document["annotations"]:
-        box, image, category = np.array(row["bbox"]), row["image_id"], row["category_id"]
+    images, categories = truth.image_ids[truth.image].tolist(), truth.category_ids[truth.category].tolist()
+    for box, image, category in zip(truth.boxes, images, categories, strict=True):
         size = np.sqrt(box[2] * box[3])
         if random.random() > 0.9 * skill:
             continue
@@ -201,8 +201,8 @@ def detections(store: Store, random: np.random.Generator, skill: float) -> list[
             add(image, said, moved + 2, random.normal(0.45, 0.1))
         if random.random() < 0.15:
             add(image, said, [moved[0] + 0.5 * moved[2], *moved[1:]], random.normal(0.4, 0.1))
-    for image in document["images"]:
+    for image, (height, width) in zip(store.image_ids.tolist(), store.sizes.tolist(), strict=True):
         for _ in range(int(random.poisson(1.5))):
-            corner = random.uniform(0, 0.7, 2) * (image["width"], image["height"])
-            add(image["id"], int(random.choice(ids)), [*corner, *random.uniform(10, 60, 2)], random.beta(1.5, 5))
+            corner = random.uniform(0, 0.7, 2) * (width, height)
+            add(image, int(random.choice(ids)), [*corner, *random.uniform(10, 60, 2)], random.beta(1.5, 5))
     return sorted(found, key=lambda row: (row["image_id"], -row["score"]))

@@ -6,16 +6,19 @@ n images in a batch, H and W its padded size, G boxes in an image. Boxes are xyx
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from detector.config import DataConfig
+from detector.data.jpeg import decode
 from detector.data.plans import ORDER_STREAM, ImagePlan, padded_size, plan_image
 from detector.data.store import Store
 from detector.data.transforms import apply
@@ -23,13 +26,18 @@ from detector.errors import InputError
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
+PREFETCHED = 2
+"""Batches that each loader process has ready ahead of the training."""
+
 
 @dataclass
 class Batch:
     """Images padded with zeros at the right and the bottom, and what is on them."""
 
     images: torch.Tensor
-    """(n, 3, H, W) RGB of 0 to 255: uint8, or float32 with "torchvision" resizing."""
+    """(n, 3, H, W) RGB of 0 to 255, channels last in memory: uint8, or float32 with "torchvision" resizing."""
     sizes: torch.Tensor
     """(n, 2) int64, height and width before padding."""
     original_sizes: torch.Tensor
@@ -109,11 +117,13 @@ def training_batches(
     world_size: int = 1,
     micro_batch_size: int | None = None,
     loader_workers: int = 0,
+    loader_threads: int = 1,
 ) -> Iterator[list[Batch]]:
     """For each step from ``start`` to before ``stop``, this rank's share of the global batch, in micro-batches.
 
     The share is the contiguous slice ``rank * B // world_size`` to ``(rank + 1) * B // world_size``. All micro-batches
-    of all ranks have one padded size, that of the global batch. InputError where no image can be trained on, or where
+    of all ranks have one padded size, that of the global batch. ``loader_workers`` processes of ``loader_threads`` each
+    read ahead; without any, a batch is read when it is asked for. InputError where no image can be trained on, or where
     one has become unreadable.
     """
     indices = store.training_indices(data.keep_empty)
@@ -121,7 +131,7 @@ def training_batches(
         raise InputError(f"no image of {store.uri} has a box to train on; annotate some, or set data.keep_empty: true")
     share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
     steps = _TrainingSteps(store, data, indices, batch_size, seed, share, micro_batch_size or batch_size)
-    return _read(steps, range(start, stop), loader_workers, fork=store.is_local)
+    return _read(steps, range(start, stop), loader_workers, fork=store.is_local, threads=loader_threads)
 
 
 @dataclass
@@ -158,6 +168,7 @@ def evaluation_batches(
     world_size: int = 1,
     batch_size: int = 1,
     loader_workers: int = 0,
+    loader_threads: int = 1,
 ) -> Iterator[Batch]:
     """Batches of images with equal padded size, each image exactly once over all ranks.
 
@@ -172,7 +183,8 @@ def evaluation_batches(
         for padded, members in sorted(groups.items(), reverse=True)
         for place in range(0, len(members), batch_size)
     ][rank::world_size]
-    return _read(_EvaluationBatches(store, batches), range(len(batches)), loader_workers, fork=store.is_local)
+    made = _EvaluationBatches(store, batches)
+    return _read(made, range(len(batches)), loader_workers, fork=store.is_local, threads=loader_threads)
 
 
 @dataclass
@@ -189,10 +201,14 @@ def _batch(store: Store, chosen: list[tuple[int, ImagePlan]], padded: tuple[int,
     images = torch.zeros(0)
     boxes, labels = [], []
     for place, (index, plan) in enumerate(chosen):
-        pixels, moved, kept = apply(plan, store.image(index), store.boxes(index), store.labels(index))
+        whole = store.image(index, decode=decode, reduction=plan.reduction)
+        pixels, moved, kept = apply(plan, whole, store.boxes(index), store.labels(index))
         if place == 0:
-            images = torch.zeros(len(chosen), 3, *padded, dtype=pixels.dtype)
-        images[place, :, : pixels.shape[1], : pixels.shape[2]] = pixels
+            images = _canvas(len(chosen), padded, pixels.dtype)
+        height, width = pixels.shape[1:]
+        images[place, :, :height, :width] = pixels
+        images[place, :, height:] = 0
+        images[place, :, :height, width:] = 0
         boxes.append(moved)
         labels.append(kept)
     return Batch(
@@ -205,17 +221,35 @@ def _batch(store: Store, chosen: list[tuple[int, ImagePlan]], padded: tuple[int,
     )
 
 
-def _read(make: Callable[[int], T], keys: range, processes: int, *, fork: bool) -> Iterator[T]:
+def _canvas(count: int, size: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """(count, 3, H, W), not filled. The colours of a pixel lie side by side, as the decoder leaves them, so that rows
+    are copied whole; in a loader process it lies where the training process will read it.
+    """
+    shape = (count, *size, 3)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype).permute(0, 3, 1, 2)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape).permute(0, 3, 1, 2)
+
+
+def _read(make: Callable[[int], T], keys: range, processes: int, *, fork: bool, threads: int = 1) -> Iterator[T]:
     if processes == 0:
         yield from map(make, keys)
         return
+    log.info(
+        "%d loader process%s of %d thread%s, each up to %d batches ahead",
+        *(processes, "es" * (processes > 1), threads, "s" * (threads > 1), PREFETCHED),
+    )
     loader: DataLoader[Any] = DataLoader(
         _Items(make),
         batch_size=None,
         sampler=keys,
         num_workers=processes,
         collate_fn=_unchanged,
-        worker_init_fn=_one_thread,
+        worker_init_fn=partial(_set_threads, threads),
+        prefetch_factor=PREFETCHED,
+        # From page-locked memory a batch goes to the device while the step before it is computed.
+        pin_memory=torch.cuda.is_available(),
         # Connections to a remote store don't survive a fork; there each process opens its own.
         multiprocessing_context=None if fork else "spawn",
         generator=torch.Generator(),  # else starting the processes would draw from the training's own generator
@@ -243,5 +277,5 @@ def _unchanged(item: T) -> T:
     return item
 
 
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
+def _set_threads(threads: int, _: int) -> None:
+    torch.set_num_threads(threads)

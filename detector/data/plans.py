@@ -8,7 +8,7 @@ Nothing heavy is imported: ``check`` and planning work out sizes without torch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -40,11 +40,15 @@ class ImagePlan:
     flip: bool = False
     colour: Colour | None = None
     resize: Resize = "antialias"
+    reduction: int = 1
+    """Pixels of the file, along each axis, that are decoded as one: 1, 2, 4 or 8. Only of whole images."""
 
     @property
     def scale(self) -> tuple[float, float]:
         """Output pixels per pixel of the file, vertically and horizontally: the true ratio of each axis."""
-        return self.output_size[0] / self.window[2], self.output_size[1] / self.window[3]
+        # The last pixel of a reduced image may reach beyond the file's.
+        height, width = (-(-side // self.reduction) * self.reduction for side in self.window[2:])
+        return self.output_size[0] / height, self.output_size[1] / width
 
     @property
     def cuts(self) -> bool:
@@ -117,7 +121,7 @@ def plan_image(
     if augmentation.colour:
         brightness, contrast, saturation, hue = (augmentation.colour * (2 * draw - 1) for draw in draws[8:12])
         colour = Colour(1 + brightness, 1 + contrast, 1 + saturation, 0.1 * hue)
-    return ImagePlan(
+    plan = ImagePlan(
         source_size=(height, width),
         window=(top, left, window_height, window_width),
         output_size=(new_height, new_width),
@@ -125,6 +129,16 @@ def plan_image(
         colour=colour,
         resize=config.resize,
     )
+    return replace(plan, reduction=_reduction(plan)) if config.scaled_decoding else plan
+
+
+def _reduction(plan: ImagePlan) -> int:
+    """The largest reduction after which the image is still no smaller than the output; 1 where it is cut."""
+    if plan.cuts:
+        return 1  # a window need not begin where a reduced pixel does
+    factors = (length // new for length, new in zip(plan.source_size, plan.output_size, strict=True))
+    smallest = min(factors)
+    return next(factor for factor in (8, 4, 2, 1) if factor <= max(1, smallest))
 
 
 def _span(length: int, resized: int, factor: float, kept: float, draw: float, limit: int) -> tuple[int, int, int]:

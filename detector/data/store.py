@@ -31,7 +31,8 @@ from pydantic import BaseModel, ValidationError
 from detector.data.coco import Category, read_split, training_boxes
 from detector.data.conversion import FORMAT, write_store
 from detector.data.ending import ends_in_order
-from detector.data.images import decode_image
+from detector.data.images import Decode, decode_image
+from detector.data.instances import Instances
 from detector.data.places import find_annotations
 from detector.errors import InputError, UnreachableError
 
@@ -74,15 +75,17 @@ class Store:
                 )
         table = self._annotations()
         self.image_ids: np.ndarray = table["image_id"].to_numpy()
-        self.file_names: tuple[str, ...] = tuple(table["file_name"].to_pylist())
+        self._file_names = table["file_name"]
         self.sizes: np.ndarray = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], 1)
         self._crc32: np.ndarray = table["crc32"].to_numpy()
         self._place = np.stack([table["shard"].to_numpy(), table["batch"].to_numpy()], 1)
-        self._boxes, self._offsets = _flat(table["boxes"], 4)
-        self._category_ids, _ = _flat(table["category_ids"])
-        self._crowd = _flat(table["crowd"])[0].astype(bool)
-        self._areas, _ = _flat(table["areas"])
-        self._annotation_ids, _ = _flat(table["annotation_ids"])
+        # Views of the file, which is mapped: the columns of boxes take no memory of the process.
+        self._offsets = table["category_ids"].offsets.to_numpy().astype(np.int64)
+        self._boxes = table["boxes"].values.to_numpy().reshape(-1, 4)
+        self._crowd = table["crowd"].values.to_numpy().view(bool)
+        self._category_ids, self._areas, self._annotation_ids = (
+            table[name].values.to_numpy() for name in ("category_ids", "areas", "annotation_ids")
+        )
         self._readers: dict[int, pa.ipc.RecordBatchFileReader] = {}
         self._opened_by = os.getpid()
 
@@ -95,9 +98,14 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({self.uri!r}, {len(self)} images, {len(self.categories)} categories)"
 
+    @cached_property
+    def file_names(self) -> tuple[str, ...]:
+        """Of the images, relative to their folder."""
+        return tuple(self._file_names.to_pylist())
+
     def _annotations(self) -> dict[str, Any]:
         name = _ANNOTATIONS
-        with self._filesystem.open_input_file(f"{self._path}/{name}") as file:
+        with self._source(name) as file:
             content = file.read_buffer()
         if hashlib.sha256(content).hexdigest() != self._files[name].sha256:
             raise InputError(
@@ -153,36 +161,40 @@ class Store:
             )
         return content
 
-    def image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB pixels; InputError names the file and the image id."""
+    def image(self, index: int, *, decode: Decode = decode_image, reduction: int = 1) -> np.ndarray:
+        """(H, W, 3) uint8 RGB pixels; InputError names the file and the image id.
+
+        ``decode`` and ``reduction``: see ``detector.data.images.decode_image``; that of ``detector.data.jpeg`` is
+        quicker and needs torch.
+        """
         height, width = (int(side) for side in self.sizes[index])
         try:
-            return decode_image(self.encoded(index), size=(height, width))
+            return decode(self.encoded(index), size=(height, width), reduction=reduction)
         except ValueError as error:
             raise InputError(f"{self._label(index)} in {self.uri} can't be used: {error}") from error
 
     def _label(self, index: int) -> str:
-        return f"{self.file_names[index]} (image {self.image_ids[index]})"
+        return f"{self._file_names[index]} (image {self.image_ids[index]})"
 
     def _open(self, name: str) -> pa.ipc.RecordBatchFileReader:
-        path = f"{self._path}/{name}"
-        source = pa.memory_map(path) if self.is_local else self._filesystem.open_input_file(path)
-        return pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(use_threads=False))
+        return pa.ipc.open_file(self._source(name), options=pa.ipc.IpcReadOptions(use_threads=False))
 
-    def coco_annotations(self) -> dict[str, list[dict[str, Any]]]:
-        """The split as a COCO document for the public evaluation code: boxes xywh as annotated, crowds included."""
-        images = [
-            {"id": int(identity), "file_name": name, "height": int(height), "width": int(width)}
-            for identity, name, (height, width) in zip(self.image_ids, self.file_names, self.sizes, strict=True)
-        ]
-        owners = np.repeat(self.image_ids, np.diff(self._offsets)).tolist()
-        columns = (self._annotation_ids, self._category_ids, self._boxes, self._areas, self._crowd)
-        annotations = [
-            {"id": key, "image_id": owner, "category_id": category, "bbox": box, "area": area, "iscrowd": int(crowd)}
-            for owner, key, category, box, area, crowd in zip(owners, *(c.tolist() for c in columns), strict=True)
-        ]
-        categories = [{"id": category.id, "name": category.name} for category in self.categories]
-        return {"images": images, "annotations": annotations, "categories": categories}
+    def _source(self, name: str) -> pa.NativeFile:
+        path = f"{self._path}/{name}"
+        return pa.memory_map(path) if self.is_local else self._filesystem.open_input_file(path)
+
+    def instances(self) -> Instances:
+        """What an evaluation compares with: boxes as annotated, crowds included."""
+        return Instances.of_columns(
+            image_ids=self.image_ids,
+            category_ids=np.array([category.id for category in self.categories], dtype=np.int64),
+            owners=np.repeat(self.image_ids, np.diff(self._offsets)),
+            kinds=self._category_ids,
+            boxes=self._boxes,
+            areas=self._areas,
+            crowd=self._crowd,
+            ids=self._annotation_ids,
+        )
 
 
 def open_store(uri: str | Path) -> Store:
@@ -285,12 +297,6 @@ def _ensure_remote(root: str | Path, split: str, uri: str) -> Store:
             except OSError as error:
                 raise UnreachableError(f"{uri} can't be written ({error}); name a storage that can") from error
     return open_store(uri)
-
-
-def _flat(column: pa.ListArray, width: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a list column, in rows of ``width``, and the (N + 1,) offsets of the images in those rows."""
-    values = column.values.to_numpy()
-    return values.reshape(-1, width) if width > 1 else values, column.offsets.to_numpy().astype(np.int64) // width
 
 
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -17,9 +17,9 @@ __all__ = ["ImagePlan", "apply", "move_boxes", "padded_size", "plan_image", "pre
 def apply(
     plan: ImagePlan, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """image (H, W, 3) uint8, boxes (G, 4) in its pixels, labels (G,)
-    -> (3, H', W') uint8 (float32 of 0 to 255 with "torchvision" resizing),
-    boxes (G', 4) float32 in the new pixels and inside them, labels (G',) int64.
+    """image (H, W, 3) uint8, decoded as ``plan.reduction`` says, boxes (G, 4) in pixels of the file, labels (G,)
+    -> (3, H', W') uint8 (float32 of 0 to 255 with "torchvision" resizing), as a rule with the colours of a pixel side
+    by side in memory, boxes (G', 4) float32 in the new pixels and inside them, labels (G',) int64.
     """
     top, left, height, width = plan.window
     window = torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1)
@@ -32,7 +32,7 @@ def apply(
         pixels = F.adjust_saturation(pixels, plan.colour.saturation)
         pixels = F.adjust_hue(pixels, plan.colour.hue)
     moved, kept = move_boxes(plan, boxes)
-    return pixels.contiguous(), torch.from_numpy(moved), torch.from_numpy(labels[kept].astype(np.int64))
+    return pixels, torch.from_numpy(moved), torch.from_numpy(labels[kept].astype(np.int64))
 
 
 def _resized(window: torch.Tensor, plan: ImagePlan) -> torch.Tensor:

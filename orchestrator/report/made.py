@@ -17,7 +17,7 @@ from orchestrator.report.table import UNDEFINED
 from orchestrator.results import Results
 from orchestrator.runs import without_secrets
 
-PACKAGES = ("detsweep", "torch", "torchvision", "ray", "mlflow", "numpy", "pycocotools", "scipy")
+PACKAGES = ("detsweep", "torch", "torchvision", "ray", "mlflow", "numpy", "scipy")
 HEAD = ("row", "seed", "identity", "iterations", "time", "attempts", "hardware", "versions", "code", "run")
 
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from detector.bootstrap import average_precision, average_precision_per_class, resamples
-from detector.evaluation import coco_figures
-from detector.matches import Matches, match
+from detector.matches import Matches
+from tests.detector.cocos import cocos_own, matched
 
 
 def random_case(seed, *, images=12, classes=4, decimals=6, crowds=True):
@@ -65,20 +60,7 @@ def repeated(truth, detections, weights):
 
 def witness(truth, detections):
     """AP, AP50 and AP75 in percent by pycocotools, and AP by category; nan where it is undefined."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco, result = COCO(), COCO()
-        coco.dataset = truth
-        rows = [
-            {**row, "id": number, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
-            for number, row in enumerate(detections, 1)
-        ]
-        result.dataset = {**truth, "annotations": rows}
-        coco.createIndex()
-        result.createIndex()
-        evaluator = COCOeval(coco, result, "bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
+    evaluator = cocos_own(truth, detections)
     figures = [100 * value if value >= 0 else np.nan for value in evaluator.stats[:3]]
     by_class = evaluator.eval["precision"][:, :, :, 0, -1].mean((0, 1))
     return figures, np.where(by_class < 0, np.nan, 100 * by_class)
@@ -92,18 +74,17 @@ def figures_of(matches, weights=None):
 @pytest.mark.parametrize("seed", range(6))
 def test_every_image_once_is_pycocotools(seed, decimals):
     truth, detections = random_case(seed, decimals=decimals)
-    matches = match(truth, detections)
+    matches = matched(truth, detections)
     figures, by_class = witness(truth, detections)
     assert figures_of(matches) == pytest.approx(figures, abs=1e-9, nan_ok=True)
     assert average_precision_per_class(matches)[0] == pytest.approx(by_class, abs=1e-9, nan_ok=True)
-    assert coco_figures(truth, detections)[0]["AP"] == pytest.approx(average_precision(matches)[0], abs=1e-9)
 
 
 @pytest.mark.parametrize("decimals", [6, 1, 0], ids=["own scores", "equal scores", "hardly any scores"])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_resample_is_pycocotools_on_the_repeated_images(seed, decimals):
     truth, detections = random_case(seed, decimals=decimals)
-    matches = match(truth, detections)
+    matches = matched(truth, detections)
     weights = resamples(len(truth["images"]), 8, seed)
     ours = average_precision(matches, weights)
     ours_by_class = average_precision_per_class(matches, weights)
@@ -131,23 +112,23 @@ def test_an_ap_by_hand():
     # Image 2 twice and image 1 once: 1 to recall 1/3 (34 recalls), then 3 of 5.
     expected = [(51 + 50 * 2 / 3) / 1.01, 100, 50, (34 + 67 * 3 / 5) / 1.01]
     weights = np.array([[1, 1], [1, 0], [0, 1], [1, 2]])
-    assert average_precision(match(truth, detections), weights) == pytest.approx(expected, abs=1e-12)
+    assert average_precision(matched(truth, detections), weights) == pytest.approx(expected, abs=1e-12)
 
 
 def test_without_boxes_ap_is_undefined_and_without_detections_zero():
     truth, detections = random_case(0)
-    empty = match({**truth, "annotations": []}, detections)
+    empty = matched({**truth, "annotations": []}, detections)
     assert np.isnan(average_precision(empty)).all()
     assert np.isnan(average_precision_per_class(empty)).all()
-    assert average_precision(match(truth, []))[0] == 0
+    assert average_precision(matched(truth, []))[0] == 0
     # A resample that draws no image with a box is undefined, too.
-    matches = match(truth, detections)
+    matches = matched(truth, detections)
     assert np.isnan(average_precision(matches, (matches.boxes.sum(1) == 0)[None].astype(int)))[0]
 
 
 def test_many_resamples_at_once_are_each_of_them_alone(monkeypatch):
     truth, detections = random_case(3, decimals=1)
-    matches = match(truth, detections)
+    matches = matched(truth, detections)
     weights = resamples(len(truth["images"]), 20, 1)
     together = average_precision(matches, weights)
     assert together.tolist() == [average_precision(matches, weight[None])[0] for weight in weights]
@@ -157,7 +138,7 @@ def test_many_resamples_at_once_are_each_of_them_alone(monkeypatch):
 
 def test_it_is_kept_in_one_file(tmp_path):
     truth, detections = random_case(4)
-    matches = match(truth, detections)
+    matches = matched(truth, detections)
     np.savez_compressed(tmp_path / "matches.npz", **matches.arrays())
     again = Matches(**np.load(tmp_path / "matches.npz"))
     assert again.arrays().keys() == matches.arrays().keys()
@@ -169,7 +150,7 @@ def test_it_is_kept_in_one_file(tmp_path):
 def test_what_came_in_stays_as_it_was():
     truth, detections = random_case(5)
     before = repr((truth, detections))
-    match(truth, detections)
+    matched(truth, detections)
     assert repr((truth, detections)) == before
 
 
@@ -185,4 +166,4 @@ def test_resamples_draw_as_many_images_as_there_are_and_again_the_same():
 def test_wrong_weights_are_refused(wrong):
     truth, detections = random_case(6)
     with pytest.raises(ValueError, match="weights"):
-        average_precision(match(truth, detections), wrong)
+        average_precision(matched(truth, detections), wrong)

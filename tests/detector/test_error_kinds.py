@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from detector.data.instances import Instances
 from detector.error_kinds import KINDS, STATES, ErrorKinds, best_threshold, confusion_matrix, error_kinds, overlaps
-from detector.matches import match
+from detector.results import Results
+from tests.detector.cocos import cocos_own, matched
 from tests.detector.plain_atss import iou
 
 CATEGORIES = [{"id": 3, "name": "left"}, {"id": 7, "name": "right"}, {"id": 9, "name": "never"}]
@@ -26,6 +28,10 @@ def found(image, category, box, score):
 def split(*annotations, images=(1, 2)):
     rows = [{"id": number, "width": 500, "height": 500} for number in images]
     return {"images": rows, "annotations": list(annotations), "categories": CATEGORIES}
+
+
+def sorted_out(annotations, detections, threshold):
+    return error_kinds(Instances.of_document(annotations), Results.of_entries(detections), threshold)
 
 
 def kinds(result):
@@ -55,7 +61,7 @@ def test_each_kind_by_hand():
         found(2, 9, [0, 0, 10, 10], 0.92),  # an image without boxes
         found(1, 3, [0, 0, 100, 100], 0.1),  # below the threshold
     ]
-    result = error_kinds(annotations, detections, 0.5)
+    result = sorted_out(annotations, detections, 0.5)
     expected = ["found", "duplicate", "confusion", "localisation", "background", "both", "in a crowd", "background"]
     assert kinds(result) == expected
     assert states(result) == ["found", "nearly", "nearly", "missed", "crowd"]
@@ -72,18 +78,18 @@ def test_each_kind_by_hand():
 def test_a_found_box_may_be_confused_as_well():
     annotations = split(truth(1, 1, 3, [0, 0, 100, 100]))
     detections = [found(1, 3, [0, 0, 100, 100], 0.9), found(1, 7, [0, 0, 100, 100], 0.8)]
-    result = error_kinds(annotations, detections, 0.0)
+    result = sorted_out(annotations, detections, 0.0)
     assert (kinds(result), states(result)) == (["found", "confusion"], ["found"])
     assert confusion_matrix(result)[0].tolist() == [1, 1, 0, 0]
 
 
 def test_nothing_found_and_nothing_to_find():
-    empty = error_kinds(split(), [], 0.5)
+    empty = sorted_out(split(), [], 0.5)
     assert empty.counts()["boxes"] == 0
     assert confusion_matrix(empty).sum() == 0
-    blind = error_kinds(split(truth(1, 2, 7, [0, 0, 9, 9])), [], math.inf)
+    blind = sorted_out(split(truth(1, 2, 7, [0, 0, 9, 9])), [], math.inf)
     assert (blind.counts()["missed"], blind.errors_by_image().tolist()) == (1, [0, 1])
-    astray = error_kinds(split(), [found(1, 3, [0, 0, 9, 9], 1.0), found(8, 3, [0, 0, 9, 9], 1.0)], 0.0)
+    astray = sorted_out(split(), [found(1, 3, [0, 0, 9, 9], 1.0), found(8, 3, [0, 0, 9, 9], 1.0)], 0.0)
     assert kinds(astray) == ["background"]
     assert confusion_matrix(astray)[3].tolist() == [1, 0, 0, 0]
 
@@ -171,7 +177,7 @@ def scene(seed, images=60):
 @pytest.mark.parametrize("seed", range(8))
 def test_plain_loops_say_the_same(seed):
     annotations, detections = scene(seed)
-    result = error_kinds(annotations, detections, 0.3)
+    result = sorted_out(annotations, detections, 0.3)
     answers, state, near = plain(annotations, detections, 0.3)
     kept = sorted((d for d in detections if d["score"] >= 0.3), key=lambda d: (d["image_id"], -d["score"]))
     assert kinds(result) == [answers[id(d)] for d in kept]
@@ -201,12 +207,14 @@ def test_plain_loops_say_the_same(seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_found_is_what_pycocotools_finds(seed):
     annotations, detections = scene(seed)
-    matches = match(annotations, detections)
-    result = error_kinds(annotations, detections, 0.0)
-    counted = ~matches.ignored[0]
-    assert np.count_nonzero(result.kind == KINDS.index("found")) == np.count_nonzero(matches.matched[0] & counted)
-    assert np.count_nonzero(result.kind == KINDS.index("in a crowd")) == np.count_nonzero(~counted)
-    assert result.counts()["boxes"] == matches.boxes.sum()
+    result = sorted_out(annotations, detections, 0.0)
+    own = cocos_own(annotations, detections)
+    entries = [entry for entry in own.evalImgs if entry is not None and entry["aRng"] == own.params.areaRng[0]]
+    found = sum(np.count_nonzero(entry["dtMatches"][0][~entry["dtIgnore"][0]]) for entry in entries)
+    assert np.count_nonzero(result.kind == KINDS.index("found")) == found > 0
+    in_a_crowd = sum(np.count_nonzero(entry["dtIgnore"][0]) for entry in entries)
+    assert np.count_nonzero(result.kind == KINDS.index("in a crowd")) == in_a_crowd
+    assert result.counts()["boxes"] == sum(np.count_nonzero(entry["gtIgnore"] == 0) for entry in entries)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -214,10 +222,10 @@ def test_the_threshold_has_the_highest_f1_of_all(seed):
     annotations, detections = scene(seed, images=12)
     for detection in detections[::3]:
         detection["score"] = round(detection["score"], 1)
-    chosen = best_threshold(match(annotations, detections))
+    chosen = best_threshold(matched(annotations, detections))
 
     def f1(threshold):
-        result = error_kinds(annotations, detections, threshold)
+        result = sorted_out(annotations, detections, threshold)
         hits, of = result.counts()["found"], np.count_nonzero(result.kind != KINDS.index("in a crowd"))
         return 2 * hits / (of + result.counts()["boxes"])
 
@@ -228,8 +236,8 @@ def test_the_threshold_has_the_highest_f1_of_all(seed):
 
 def test_without_a_hit_no_detection_counts():
     annotations = split(truth(1, 1, 3, [0, 0, 50, 50]))
-    assert best_threshold(match(annotations, [found(1, 7, [0, 0, 50, 50], 0.9)])) == math.inf
-    assert best_threshold(match(annotations, [])) == math.inf
+    assert best_threshold(matched(annotations, [found(1, 7, [0, 0, 50, 50], 0.9)])) == math.inf
+    assert best_threshold(matched(annotations, [])) == math.inf
 
 
 def test_overlaps_are_those_of_a_plain_formula():
@@ -238,7 +246,7 @@ def test_overlaps_are_those_of_a_plain_formula():
 
 
 def test_it_survives_a_file(tmp_path):
-    result = error_kinds(*scene(3), 0.3)
+    result = sorted_out(*scene(3), 0.3)
     np.savez_compressed(tmp_path / "errors.npz", **result.arrays())
     with np.load(tmp_path / "errors.npz") as arrays:
         again = ErrorKinds(**arrays)

@@ -12,8 +12,12 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detector.data.coco import Category
+from detector.data.instances import Instances
 from detector.data.store import open_store
-from detector.evaluation import FIGURES, _compared, coco_figures, evaluate, precision_recall
+from detector.evaluation import FIGURES, by_class, evaluate, figures_of, precision_recall
+from detector.precision import tables
+from detector.results import Results
 from detector.timing import WARM_UP
 from detector.training import TrainingState
 from tests.detector.conftest import small_config
@@ -32,6 +36,17 @@ def annotation(number, image, category, box, *, crowd=0):
         "area": box[2] * box[3],
         "iscrowd": crowd,
     }
+
+
+def compared(truth, found):
+    return tables(Instances.of_document(truth), Results.of_entries(found))
+
+
+def coco_figures(truth, found):
+    """The six figures, and what is told of each class."""
+    categories = [Category(row["id"], row["name"]) for row in truth["categories"]]
+    result = compared(truth, found)
+    return figures_of(result), by_class(result, Instances.of_document(truth), categories)
 
 
 def test_figures_by_hand():
@@ -218,10 +233,10 @@ def test_precision_over_recall_is_the_mean_over_classes_with_boxes():
     categories = [{"id": 1, "name": "there"}, {"id": 2, "name": "absent"}]
     truth = {"images": images, "annotations": boxes, "categories": categories}
     found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 6], "score": 0.9}]
-    curves = precision_recall(_compared(truth, found))
+    curves = precision_recall(compared(truth, found))
     assert curves["0.5"] == [1.0] * 51 + [0.0] * 50
     assert curves["0.75"] == [0.0] * 101
     assert curves["0.5:0.95"] == pytest.approx([0.3] * 51 + [0.0] * 50)
     assert sum(curves["0.5:0.95"]) / 101 == pytest.approx(coco_figures(truth, found)[0]["AP"] / 100, abs=1e-4)
-    nothing = precision_recall(_compared({**truth, "annotations": []}, found))
+    nothing = precision_recall(compared({**truth, "annotations": []}, found))
     assert nothing == {name: [None] * 101 for name in ("0.5", "0.75", "0.5:0.95")}

@@ -123,8 +123,8 @@ def test_a_sample_is_the_splits_own_images_and_boxes(tmp_path: Path) -> None:
     assert store.boxes(0).tolist() == [[4, 5, 24, 35]]
     assert store.image(0).shape == (48, 64, 3)
     assert abs(int(store.image(0)[0, 0, 0]) - 40) < 4  # the colour that the file was drawn in
-    (annotation, _) = store.coco_annotations()["annotations"]
-    assert (annotation["bbox"], annotation["category_id"]) == ([4, 5, 20, 30], 3)
+    truth = store.instances()
+    assert (truth.boxes[0].tolist(), truth.category_ids[truth.category[0]], len(truth)) == ([4, 5, 20, 30], 3, 2)
 
 
 def test_images_that_are_not_drawn_yet_are_made_up_in_their_size(tmp_path: Path) -> None:

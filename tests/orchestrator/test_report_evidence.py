@@ -16,6 +16,7 @@ from PIL import Image
 
 from detector.error_kinds import KINDS, STATES, ErrorKinds, best_threshold, error_kinds
 from detector.matches import match
+from detector.results import Results
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
 from orchestrator.record import Record
@@ -52,9 +53,9 @@ def test_an_evaluation_is_examined_once_and_again_where_that_is_damaged(made: tu
     split = ledger.split(row.val.digest)
     assert not isinstance(split, str)
     detections = json.loads((folder / "detections.json").read_text())
-    annotations = split.coco_annotations()
-    threshold = best_threshold(match(annotations, detections))
-    again = error_kinds(annotations, detections, threshold)
+    truth, found_there = split.instances(), Results.of_entries(detections)
+    threshold = best_threshold(match(truth, found_there))
+    again = error_kinds(truth, found_there, threshold)
     assert 0.2 < threshold < 0.9
     assert {name: value.tolist() for name, value in found.arrays().items()} == {
         name: value.tolist() for name, value in again.arrays().items()

@@ -11,12 +11,12 @@ import pytest
 
 from detector.data.coco import data_digest
 from detector.data.store import ensure_store
-from detector.evaluation import coco_figures
 from detector.matches import Matches
 from orchestrator import resampling
 from orchestrator.ledger import Ledger
 from orchestrator.looks import before
 from orchestrator.resampling import Resampled
+from tests.detector.cocos import cocos_own, document
 from tests.orchestrator.tables import write_data
 
 
@@ -106,9 +106,9 @@ def test_without_detections_it_says_so(place: tuple[Ledger, str]) -> None:
 def test_a_split_without_annotations_is_not_resampled(tmp_path: Path) -> None:
     root = write_data(tmp_path / "data")
     path = root / "annotations" / "val.json"
-    document = json.loads(path.read_text())
-    del document["annotations"]
-    path.write_text(json.dumps(document))
+    content = json.loads(path.read_text())
+    del content["annotations"]
+    path.write_text(json.dumps(content))
     ledger, digest = Ledger(tmp_path / "storage"), data_digest(root, "val")
     ensure_store(root, "val", ledger.stores, digest=digest)
     evaluate(ledger, "k")
@@ -124,9 +124,9 @@ def test_resampled_ap_of_every_image_once_is_cocos(place: tuple[Ledger, str]) ->
     ledger.resampled("a1", "k", digest)
     with np.load(folder / "matches.npz") as arrays:
         whole = average_precision(Matches(**arrays))
-    annotations = open_store(f"{ledger.stores}/{digest}").coco_annotations()
-    figures, _ = coco_figures(annotations, json.loads((folder / "detections.json").read_text()))
-    assert whole.tolist() == [pytest.approx(figures["AP"])]
+    annotations = document(open_store(f"{ledger.stores}/{digest}"))
+    cocos = cocos_own(annotations, json.loads((folder / "detections.json").read_text())).stats[0]
+    assert whole.tolist() == [pytest.approx(100 * cocos)]
 
 
 def test_looks_are_kept_with_the_sweep(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from detector.config import AugmentationConfig, DataConfig
+from detector.config import AugmentationConfig, DataConfig, ResourcesConfig
 from detector.data.coco import data_digest
 from detector.data.loader import Batch, _read, evaluation_batches, global_batch, training_batches
 from detector.data.store import Store, ensure_store
@@ -124,10 +124,22 @@ def test_processes_of_their_own_for_a_remote_store_change_nothing(mixed, monkeyp
     assert same(apart[0], read(mixed)[0])
 
 
-def test_loader_processes_have_one_thread_each():
+@pytest.mark.parametrize("threads", [1, 3])
+def test_loader_processes_have_the_threads_that_they_are_given(threads, caplog):
     torch.set_num_threads(2)
-    assert list(_read(_threads, range(2), 2, fork=True)) == [1, 1]
+    with caplog.at_level("INFO"):
+        assert list(_read(_threads, range(2), 2, fork=True, threads=threads)) == [threads] * 2
     torch.set_num_threads(1)
+    assert f"2 loader processes of {threads} thread" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cpus", "asked", "processes", "threads"),
+    [(1, None, 0, 1), (4, None, 3, 1), (8, 2, 2, 3), (2, 4, 4, 1), (4, 0, 0, 3)],
+)
+def test_the_cpus_but_one_are_shared_out_among_the_loader_processes(cpus, asked, processes, threads):
+    found = ResourcesConfig(cpus_per_worker=cpus, loader_workers=asked).loader()
+    assert found == {"loader_workers": processes, "loader_threads": threads}
 
 
 def _threads(_: int) -> int:
@@ -214,3 +226,26 @@ def test_a_split_without_boxes_cannot_be_trained_on(tmp_path):
     store = ensure_store(root, "train", tmp_path / "stores", digest=data_digest(root, "train"))
     with pytest.raises(InputError, match=r"no image of .* has a box to train on"):
         training_batches(store, DATA, batch_size=2, seed=0, start=0, stop=1)
+
+
+def test_scaled_decoding_changes_pixels_a_little_and_nothing_else(mixed):
+    small = DataConfig(short_side=(12, 16), long_side=40)
+    whole, scaled = (
+        next(iter(training_batches(mixed, data, batch_size=8, seed=3, start=0, stop=1)))[0]
+        for data in (small, small.model_copy(update={"scaled_decoding": True}))
+    )
+    assert torch.equal(whole.sizes, scaled.sizes)
+    assert torch.equal(whole.indices, scaled.indices)
+    difference = (whole.images.float() - scaled.images.float()).abs()
+    assert 0 < difference.mean() < 6
+    for one, other in zip(whole.boxes, scaled.boxes, strict=True):
+        torch.testing.assert_close(one, other, atol=2.0, rtol=0.0)
+
+
+def test_pixels_of_a_batch_lie_side_by_side_also_from_another_process(mixed):
+    for workers in (0, 1):
+        (batch,) = next(
+            iter(training_batches(mixed, DATA, batch_size=4, seed=3, start=2, stop=3, loader_workers=workers))
+        )
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.images.is_shared() == bool(workers)

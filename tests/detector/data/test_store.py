@@ -18,6 +18,7 @@ from detector.data.coco import data_digest
 from detector.data.images import decode_image
 from detector.data.store import convert, ensure_store, open_store
 from detector.errors import InputError, UnreachableError
+from tests.detector.cocos import document
 from tests.detector.data.sets import annotation, write_set
 
 
@@ -52,7 +53,7 @@ def test_images_without_training_boxes_train_only_when_asked(odd, tmp_path):
 def test_the_evaluation_code_sees_original_boxes_and_crowds(odd, tmp_path):
     store = open_store(convert(odd, "train", tmp_path / "store", progress=False))
     path = tmp_path / "again.json"
-    path.write_text(json.dumps(store.coco_annotations()))
+    path.write_text(json.dumps(document(store)))
     ours, theirs = COCO(str(path)), COCO(str(odd / "annotations" / "train.json"))
     assert sorted(ours.imgs) == sorted(theirs.imgs)
     assert ours.cats == theirs.cats
@@ -196,7 +197,7 @@ def test_a_list_of_images_converts_without_annotations(tmp_path):
     store = open_store(convert(root, "test2017", tmp_path / "store", progress=False))
     assert not store.has_annotations
     assert store.boxes(0).shape == (0, 4)
-    assert store.coco_annotations()["annotations"] == []
+    assert len(store.instances()) == 0
 
 
 def ensure(root: str, folder: str, digest: str, results) -> None:
@@ -243,10 +244,10 @@ def test_real_images_convert(real_images, tmp_path):
     assert len(store) == 128
     assert len(store.categories) == 80
     assert max(label for index in range(128) for label in store.labels(index)) <= 79
-    assert len(store.coco_annotations()["annotations"]) == 929
+    assert len(store.instances()) == 929
 
 
 def test_annotations_of_a_plain_set_survive_unchanged(tmp_path):
     marks = [annotation(5, 1, [1.5, 2.5, 10, 20], category=90)]
     store = open_store(convert(write_set(tmp_path / "s", annotations=marks), "train", tmp_path / "t", progress=False))
-    assert store.coco_annotations()["annotations"] == [{**marks[0], "area": 200.0}]
+    assert document(store)["annotations"] == [{**marks[0], "area": 200.0}]

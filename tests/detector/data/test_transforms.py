@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from detector.config import AugmentationConfig, DataConfig
+from detector.data.images import decode_image
 from detector.data.plans import Colour, ImagePlan, padded_size, plan_image, resized_size
 from detector.data.transforms import apply, move_boxes, prepare
 
@@ -176,7 +179,6 @@ def test_a_red_rectangle_is_found_where_its_box_says(step):
     plan = plan_image(data, image.shape[:2], seed=7, step=step, index=0, training=True)
     pixels, moved, labels = apply(plan, image, box, np.array([2]))
     assert tuple(pixels.shape[1:]) == plan.output_size
-    assert pixels.is_contiguous()
     assert pixels.dtype == torch.uint8
     assert labels.tolist() == [2]
     np.testing.assert_allclose(extent(pixels), moved[0], atol=1.0)
@@ -220,3 +222,39 @@ def test_prepare_gives_the_pixels_of_evaluation_and_the_true_ratios():
     assert scale == (58 / 47, 80 / 64)
     plan = plan_image(config((50, 64), 80), (47, 64), seed=9, step=9, index=9, training=False)
     assert torch.equal(pixels, apply(plan, image, NO_BOXES, NO_LABELS)[0])
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "expected"),
+    [((480, 640), 800, 1), ((480, 640), 240, 2), ((479, 640), 240, 1), ((3000, 4000), 800, 2), ((3000, 4000), 300, 8)],
+)
+def test_an_image_is_never_decoded_smaller_than_it_becomes(size, short_side, expected):
+    data = config(short_side, 1333).model_copy(update={"scaled_decoding": True})
+    plan = plan_image(data, size, seed=0, step=0, index=0, training=True)
+    assert plan.reduction == expected
+    assert all(-(-side // plan.reduction) >= new for side, new in zip(size, plan.output_size, strict=True))
+    whole = plan_image(config(short_side, 1333), size, seed=0, step=0, index=0, training=True)
+    assert (whole.reduction, whole.output_size, whole.flip) == (1, plan.output_size, plan.flip)
+    assert plan_image(data, size, seed=0, step=0, index=0, training=False).reduction == 1
+
+
+def test_an_image_that_is_cut_is_decoded_whole():
+    data = config(60, 300, crop=1.0).model_copy(update={"scaled_decoding": True})
+    assert plan_image(data, (480, 640), seed=0, step=0, index=0, training=True).reduction == 1
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("size", [(468, 604), (467, 603)])
+def test_a_red_rectangle_decoded_small_is_found_where_its_box_says(size, flip):
+    data = config(100, 200, flip=flip).model_copy(update={"scaled_decoding": True})
+    image = np.zeros((*size, 3), np.uint8)
+    box = np.array([[380, 160, 596, 460]], np.float32)
+    image[160:460, 380:596, 0] = 255
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=95, subsampling=0)
+    plan = plan_image(data, size, seed=7, step=1, index=0, training=True)
+    assert plan.reduction == 4
+    decoded = decode_image(stream.getvalue(), size=size, reduction=4)
+    pixels, moved, _ = apply(plan, decoded, box, np.array([2]))
+    assert tuple(pixels.shape[1:]) == plan.output_size
+    np.testing.assert_allclose(extent(pixels), moved[0], atol=0.6)
