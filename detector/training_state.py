@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,19 +134,22 @@ class TrainingState:
         finally:
             self.model.network.load_state_dict(kept)
 
-    def save(self, folder: Path) -> None:
-        """Writes model/, state.pt and step.json."""
-        average = self.average.module.state_dict() if self.average is not None else None
-        save_model(self.model, folder / "model", average)
+    def snapshot(self) -> Snapshot:
+        """A copy in this machine's memory, which training on doesn't change. Waits for the device."""
+        average = self.average.state_dict() if self.average is not None else None
         state: dict[str, Any] = {
             "step": self.step,
             "network": self.model.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average is not None else None,
+            "average": average,
             "random": torch.get_rng_state(),
-            "window": self.window.rows,
+            "window": list(self.window.rows),
         }
-        save_state(folder, state, self.step)
+        return Snapshot(self.model, self.step, _copied(state))
+
+    def save(self, folder: Path) -> None:
+        """Writes model/, state.pt and step.json."""
+        self.snapshot().write(folder)
 
     def load(self, folder: Path) -> None:
         """Restores what ``save`` wrote."""
@@ -163,3 +167,34 @@ class TrainingState:
 
 def _global(totals: Totals) -> Totals:
     return Totals(distributed.all_sum(totals.vector))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training state as it was after ``step`` iterations."""
+
+    model: Detector
+    """Only for what doesn't change: configuration and categories."""
+    step: int
+    state: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Writes model/, state.pt and step.json."""
+        weights = self.state["network"]
+        if self.state["average"] is not None:
+            prefix = "module."
+            averaged = self.state["average"].items()
+            weights = {key.removeprefix(prefix): value for key, value in averaged if key.startswith(prefix)}
+        save_model(self.model, folder / "model", weights)
+        save_state(folder, self.state, self.step)
+
+
+def _copied(value: Any) -> Any:
+    """``value`` with a copy of every tensor in it, on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return value

@@ -29,6 +29,7 @@ NOT_DECIDING = frozenset(
         *("plugins.py", "rehearsal.py", "sources.py"),
         # What happens to the weights afterwards.
         *("postprocess.py", "detections.py", "evaluation.py", "inference.py", "checkpoints.py", "checkpoint_store.py"),
+        "checkpoint_writer.py",
         *("matches.py", "bootstrap.py", "fixed_positives.py", "error_kinds.py"),
         *("pictures.py", "prediction.py", "timing.py", "export.py", "inspection.py", "sheet.py", "serving.py"),
         # How a whole detector is found and read; it counts where a training starts from one.
