@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,12 @@ from detector import distributed
 from detector.breakdown import Breakdown, loud
 from detector.checkpoints import load_state, save_model, save_state
 from detector.config import TrainingConfig
-from detector.criterion import Totals
+from detector.criterion import Targets, Totals
 from detector.data.loader import Batch
 from detector.data.store import Store
+from detector.errors import InputError
 from detector.model import Detector, build_model
+from detector.outputs import HeadOutputs
 from detector.schedule import build_optimizer, learning_rate, set_rate
 from detector.window import Window
 
@@ -44,10 +46,14 @@ class TrainingState:
         self.average = AveragedModel(self.model.network, multi_avg_fn=self._average) if decay is not None else None
         self.breakdown = Breakdown(device)
         self.window = Window()
-        self.network: nn.Module = self.model.network
+        # Evaluation has other shapes, and other kernels: it is left as it is.
+        self.local: nn.Module = compiled(self.model.network) if config.resources.compile else self.model.network
+        """The network of this process, as it is trained."""
+        self.network = self.local
+        """The same, in step with those of the other processes."""
         if distributed.world_size() > 1:
             self.network = DistributedDataParallel(
-                self.model.network,
+                self.local,
                 device_ids=[device] if device.type == "cuda" else None,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
@@ -66,12 +72,13 @@ class TrainingState:
         if len(micro_batches) > 1:
             # The normalisers of the whole batch are needed before the first backward pass.
             with torch.no_grad():
-                parts = [self._forward(self.model.network, batch, progress)[1].totals for batch in micro_batches]
+                parts = [self._targets(self.forward(batch), batch, progress).totals for batch in micro_batches]
             totals = _global(sum(parts[1:], parts[0]))
         losses: dict[str, Tensor] = {}
         for number, batch in enumerate(micro_batches, 1):
             with self._synchronised(number == len(micro_batches)):
-                outputs, targets = self._forward(self.network, batch, progress)
+                outputs = self.forward(batch, self.network)
+                targets = self._targets(outputs, batch, progress)
                 if totals is None:
                     totals = _global(targets.totals)
                 part = self.model.criterion.losses(outputs, targets, totals)
@@ -98,7 +105,8 @@ class TrainingState:
     def rehearse(self, batch: Batch) -> None:
         """A pass forward and back, as ``update`` does one, on this process alone; what it leaves are gradients."""
         batch = batch.to(self.device)
-        outputs, targets = self._forward(self.model.network, batch, 0.0)
+        outputs = self.forward(batch, self.model.network)
+        targets = self._targets(outputs, batch, 0.0)
         losses = self.model.criterion.losses(outputs, targets, targets.totals)
         torch.stack(list(losses.values())).sum().backward()
 
@@ -115,11 +123,27 @@ class TrainingState:
             return contextlib.nullcontext()
         return self.network.no_sync()
 
-    def _forward(self, network: nn.Module, batch: Batch, progress: float):
+    def forward(self, batch: Batch, network: nn.Module | None = None) -> HeadOutputs:
+        """Raw outputs of ``network``, or of this process' own, in the schedule's precision."""
+        network = self.local if network is None else network
         bfloat16 = self.config.schedule.precision == "bfloat16"
+        images = self.model.normalise(batch.images, batch.sizes)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-            outputs = network(self.model.normalise(batch.images, batch.sizes))
-        return outputs, self.model.criterion.targets(outputs, batch.boxes, batch.labels, progress)
+            if not self.config.resources.compile:
+                return network(images)
+            from torch._dynamo.exc import BackendCompilerFailed
+
+            try:
+                return network(images)
+            except BackendCompilerFailed as error:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise InputError(
+                    f"resources.compile is true, but the network can't be compiled here ({reason}); install a C++ "
+                    "compiler, or set resources.compile=false"
+                ) from error
+
+    def _targets(self, outputs: HeadOutputs, batch: Batch, progress: float) -> Targets:
+        return self.model.criterion.targets(outputs, batch.boxes, batch.labels, progress)
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -163,6 +187,11 @@ class TrainingState:
         torch.set_rng_state(state["random"])
         self.window.rows = state.get("window", [])  # earlier versions kept none
         self.step = state["step"]
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """``network``, compiled when it is first called, with the same parameters."""
+    return cast(nn.Module, torch.compile(network))
 
 
 def _global(totals: Totals) -> Totals:

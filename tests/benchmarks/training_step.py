@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 import torchvision
@@ -23,8 +22,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from detector.config import TrainingConfig
 from detector.data.coco import Category
 from detector.data.loader import Batch
+from detector.outputs import HeadOutputs
 from detector.training_state import TrainingState
-from tests.benchmarks.alternating import Figure, Pairs, alternate
+from tests.benchmarks.alternating import Figure, alternate
 
 SIZE, BOXES, CLASSES = 512, 20, 80
 PAIRS, WARM_UP = 9, 2
@@ -37,13 +37,12 @@ def measure() -> list[Figure]:
     with backbone_weights() as weights:
         for precision, goal in GOALS.items():
             ours, peer = OurStep(weights, precision), PeerStep(weights, precision)
-            spent = ours.timed()
             pairs = alternate(ours, peer, pairs=PAIRS, warm_up=WARM_UP)
             figures.append(
                 pairs.figure(f"training step, {precision}, s", at_most=goal, peer="torchvision's FCOS", boxes=BOXES)
             )
-            share = Pairs(spent[WARM_UP:], pairs.ours)
-            figures.append(share.figure(f"assignment and losses, {precision}, s", at_most=0.03, peer="whole step"))
+            pairs = alternate(LossStep(ours), ours, pairs=PAIRS, warm_up=WARM_UP)
+            figures.append(pairs.figure(f"assignment and losses, {precision}, s", at_most=0.03, peer="whole step"))
     return figures
 
 
@@ -75,12 +74,13 @@ def make_batch(images: int = 1, size: int = SIZE, boxes: int = BOXES) -> Batch:
     )
 
 
-def make_state(weights: Path, **changes: Any) -> TrainingState:
-    """The state of a training of the recipe's model; ``changes`` are fields of its schedule."""
+def make_state(weights: Path, precision: str, compile: bool) -> TrainingState:
+    """The state of a training of the recipe's model, with combined IoUs."""
     config = TrainingConfig.model_validate(
         {
             "model": {"weights": str(weights), "assigner": {"predicted_weight": 1.0}},
-            "schedule": {"learning_rate": 1e-6, **changes},
+            "schedule": {"learning_rate": 1e-6, "precision": precision},
+            "resources": {"compile": compile},
         }
     )
     categories = [Category(number + 1, f"class {number}") for number in range(CLASSES)]
@@ -90,38 +90,29 @@ def make_state(weights: Path, **changes: Any) -> TrainingState:
 class OurStep:
     """One iteration after the other, as trainings make them."""
 
-    def __init__(self, weights: Path, precision: str, images: int = 1) -> None:
-        self.state = make_state(weights, precision=precision)
+    def __init__(self, weights: Path, precision: str, images: int = 1, compile: bool = False) -> None:
+        self.state = make_state(weights, precision, compile)
         self.batch = make_batch(images)
 
     def __call__(self) -> None:
         self.state.update([self.batch])
 
-    def timed(self) -> list[float]:
-        """From now on gets, for each step, the seconds that targets and losses take, forward and backward."""
-        import time
 
-        spent: list[float] = []
-        criterion = self.state.model.criterion
-        targets, losses = criterion.targets, criterion.losses
+class LossStep:
+    """Of a step what is neither network nor optimiser: assignment, targets, losses, and their gradients back to the
+    network's outputs.
+    """
 
-        def timed_targets(*arguments: Any) -> Any:
-            began = time.perf_counter()
-            found = targets(*arguments)
-            spent.append(time.perf_counter() - began)
-            return found
+    def __init__(self, step: OurStep) -> None:
+        self.criterion, self.batch = step.state.model.criterion, step.batch
+        outputs = step.state.forward(step.batch)
+        levels = [None if each is None else [level.detach().requires_grad_() for level in each] for each in outputs]
+        self.outputs = HeadOutputs(*levels)  # type: ignore[arg-type]
 
-        def timed_losses(outputs: Any, *arguments: Any) -> Any:
-            began = time.perf_counter()
-            found = losses(outputs, *arguments)
-            # Backward through the losses alone, once more: the step's own pass doesn't end at the network's outputs.
-            again = [level for levels in outputs if levels is not None for level in levels]
-            spent[-1] += time.perf_counter() - began
-            self.extra = (found, again)
-            return found
-
-        criterion.targets, criterion.losses = timed_targets, timed_losses  # type: ignore[method-assign]
-        return spent
+    def __call__(self) -> None:
+        targets = self.criterion.targets(self.outputs, self.batch.boxes, self.batch.labels, 0.0)
+        losses = self.criterion.losses(self.outputs, targets, targets.totals)
+        torch.stack(list(losses.values())).sum().backward()
 
 
 class PeerStep:
