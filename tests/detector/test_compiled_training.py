@@ -1,4 +1,4 @@
-"""``resources.compile`` changes how a step is computed, and neither its result nor a training's identity."""
+"""``resources.compile`` changes how a step is computed, and not its result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from detector import training_state
 from detector.errors import InputError
 from detector.training import TrainingState, _batches
-from orchestrator.identity import identity
 from tests.detector.conftest import small_config
 
 
@@ -64,11 +63,6 @@ def test_a_compiled_step_is_the_same_step(generated, precision):
         return
     for mine, theirs in zip(plain[0], compiled[0], strict=True):
         assert theirs["loss_cls"].item() == pytest.approx(mine["loss_cls"].item(), rel=0.02)
-
-
-def test_it_is_not_part_of_the_identity():
-    plain, compiled = configs()
-    assert identity(plain, train_digest="0") == identity(compiled, train_digest="0")
 
 
 def test_what_can_not_be_compiled_is_one_sentence(generated, monkeypatch):
