@@ -29,18 +29,9 @@ NOT_DECIDING = frozenset(
         *("plugins.py", "rehearsal.py", "sources.py"),
         # What happens to the weights afterwards.
         *("postprocess.py", "detections.py", "evaluation.py", "inference.py", "checkpoints.py", "checkpoint_store.py"),
-        *("matches.py", "matching.py", "precision.py", "results.py", "data/instances.py"),
-        *("bootstrap.py", "fixed_positives.py", "error_kinds.py"),
-        *(
-            "pictures.py",
-            "prediction.py",
-            "timing.py",
-            "folding.py",
-            "export.py",
-            "inspection.py",
-            "sheet.py",
-            "serving.py",
-        ),
+        *("checkpoint_writer.py", "matches.py", "matching.py", "precision.py", "results.py", "data/instances.py"),
+        *("bootstrap.py", "fixed_positives.py", "error_kinds.py", "folding.py"),
+        *("pictures.py", "prediction.py", "timing.py", "export.py", "inspection.py", "sheet.py", "serving.py"),
         # How a whole detector is found and read; it counts where a training starts from one.
         *("origins.py", "loading.py", "initial.py", "transfer.py", "foreign/__init__.py", "foreign/published.py"),
         *("foreign/layout.py", "foreign/files.py", "foreign/conversion.py", "foreign/backbone.py"),

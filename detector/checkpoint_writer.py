@@ -1,0 +1,70 @@
+"""Checkpoints are written while training goes on: by a thread of its own, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from safetensors import SafetensorError
+
+from detector.errors import UnreachableError
+
+
+class CheckpointWriter:
+    """Runs one writing at a time beside the training, as a context manager: nothing is being written after it.
+
+    ``busy`` is entered while the training has to wait. What a writing raises is raised by the next call, at the latest
+    by the one that waits for the last.
+    """
+
+    def __init__(self, busy: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext) -> None:
+        self._busy = busy
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is None:
+            self.wait()
+        else:  # that one is told; what is being written becomes whole all the same
+            with contextlib.suppress(Exception):
+                self.wait()
+
+    def start(self, write: Callable[[], None], step: int, place: object) -> None:
+        """Begins to ``write`` the checkpoint of ``step`` into ``place``, after waiting for the one before it."""
+        self.wait()
+
+        def run() -> None:
+            try:
+                write()
+            except (OSError, RuntimeError, SafetensorError) as error:  # each says a full disk in its own way
+                self._error = error if isinstance(error, UnreachableError) else _unwritten(error, step, place)
+            except BaseException as error:
+                self._error = error
+
+        # Not a daemon: an interpreter that ends waits for it.
+        self._thread = threading.Thread(target=run, name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises UnreachableError where that couldn't be done."""
+        if self._thread is not None:
+            with self._busy():
+                self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+
+def _unwritten(error: Exception, step: int, place: object) -> UnreachableError:
+    told = UnreachableError(
+        f"the checkpoint of step {step} can't be written to {place} ({' '.join(str(error).split())}); those before it "
+        "are intact: make room or give write permission, and run the same command again"
+    )
+    told.__cause__ = error
+    return told

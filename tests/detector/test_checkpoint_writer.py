@@ -1,0 +1,154 @@
+"""Checkpoints are written while training goes on, whole, one after the other, and what goes wrong is told."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from detector.checkpoint_store import CheckpointStore
+from detector.checkpoint_writer import CheckpointWriter
+from detector.errors import UnreachableError
+from detector.training import Hooks, TrainingError, TrainingState, train
+from tests.detector.conftest import small_config
+
+CONFIG = small_config(
+    schedule={"iterations": 8}, data={"short_side": 48, "long_side": 48}, checkpoint={"every": 2},
+    tracking={"every": 1},
+)  # fmt: skip
+
+
+class Watched(Hooks):
+    """Keeps checkpoints in a store; each writing waits until training has gone on for two steps."""
+
+    def __init__(self, folder, *, patience=60.0):
+        self.store, self.patience = CheckpointStore(folder), patience
+        self.step, self.changed = 0, threading.Condition()
+        self.seen, self.late = [], []
+
+    def on_progress(self, step):
+        with self.changed:
+            self.step = step
+            self.changed.notify_all()
+
+    def on_checkpoint(self, step, metrics):
+        self.seen.append((step, self.store.steps()))
+
+    def keep(self, step, folder):
+        if step < 8:
+            with self.changed:
+                if not self.changed.wait_for(lambda: self.step >= step + 2, self.patience):
+                    self.late.append(step)
+        self.store.keep(folder, step)
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(generated, tmp_path):
+    hooks = Watched(tmp_path / "kept")
+    train(CONFIG, generated[0], folder=tmp_path / "scratch", hooks=hooks)
+    assert hooks.late == []
+    # When one is taken the one before it is kept, and at the end all are.
+    assert hooks.seen == [(2, []), (4, [2]), (6, [2, 4]), (8, [4, 6])]
+    assert hooks.store.steps() == [6, 8]
+
+
+def test_what_is_written_late_is_the_state_of_its_own_step(generated, tmp_path):
+    """Written at once, and written after two more steps, it is the same bit for bit."""
+    late = Watched(tmp_path / "late")
+    late.store.prune = lambda: None
+    train(CONFIG, generated[0], folder=tmp_path / "scratch", hooks=late)
+
+    class AtOnce(Hooks):
+        def keep(self, step, folder):
+            pass
+
+    train(CONFIG, generated[0], folder=tmp_path / "at once", hooks=AtOnce())
+    for step in (2, 4, 6, 8):
+        states = [
+            torch.load(folder / "state.pt", weights_only=True)
+            for folder in (tmp_path / "late" / f"checkpoint_{step:08d}", tmp_path / "at once" / f"step_{step:08d}")
+        ]
+        assert states[0]["step"] == states[1]["step"] == step
+        for part in ("network", "optimizer"):
+            assert str(states[0][part]) == str(states[1][part])
+        assert all(torch.equal(value, states[1]["network"][key]) for key, value in states[0]["network"].items())
+
+
+def test_a_snapshot_shares_nothing_with_the_training(generated):
+    config = small_config(schedule={"ema": 0.9})
+    state = TrainingState(config, generated[0], torch.device("cpu"))
+
+    def places(value):
+        if isinstance(value, torch.Tensor):
+            return {value.untyped_storage().data_ptr()}
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+        return set().union(*map(places, parts))
+
+    live = places(state.model.network.state_dict()) | places(state.average.state_dict())
+    assert len(live) > 50
+    assert not places(state.snapshot().state) & live
+
+
+def test_what_can_not_be_written_ends_the_training_at_the_next_one(generated, tmp_path):
+    class Full(Hooks):
+        def __init__(self):
+            self.steps = 0
+
+        def on_progress(self, step):
+            self.steps = step
+
+        def keep(self, step, folder):
+            if step == 4:
+                raise OSError(28, "No space left on device")
+
+    hooks = Full()
+    said = r"the checkpoint of step 4 can't be written to .*No space left on device.*make room"
+    with pytest.raises(UnreachableError, match=said):
+        train(CONFIG, generated[0], folder=tmp_path, hooks=hooks)
+    assert hooks.steps == 6
+
+
+def test_the_last_one_that_can_not_be_written_is_told_too(generated, tmp_path):
+    class Full(Hooks):
+        def keep(self, step, folder):
+            if step == 8:
+                raise OSError(28, "No space left on device")
+
+    with pytest.raises(UnreachableError, match="the checkpoint of step 8 can't be written"):
+        train(CONFIG, generated[0], folder=tmp_path, hooks=Full())
+
+
+def test_a_training_that_fails_finishes_what_is_being_written(generated, tmp_path):
+    class Failing(Watched):
+        def on_metrics(self, step, metrics):
+            if step == 3:
+                raise TrainingError("at step 3")
+
+    hooks = Failing(tmp_path / "kept", patience=0.3)
+    with pytest.raises(TrainingError, match="at step 3"):
+        train(CONFIG, generated[0], folder=tmp_path / "scratch", hooks=hooks)
+    assert hooks.store.newest().step == 2
+
+
+def test_one_at_a_time_and_waiting_counts_as_busy():
+    running, most, busy = 0, 0, []
+
+    class Busy:
+        def __enter__(self):
+            busy.append(True)
+
+        def __exit__(self, *error):
+            busy.append(False)
+
+    def write():
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        threading.Event().wait(0.02)
+        running -= 1
+
+    with CheckpointWriter(Busy) as writer:
+        for step in range(4):
+            writer.start(write, step, "here")
+    assert most == 1
+    assert busy == [True, False] * 4
