@@ -242,7 +242,7 @@ def _is(measured: Measurement, shape: Shape) -> bool:
 def _unknown(unknown: Mapping[str, Sequence[str]], plan: Plan, shape: Shape) -> str:
     said = "; ".join(f"{listed(names, 3)}: {why}" for why, names in unknown.items())
     command = plan.command.replace("orchestrator.plan", "orchestrator.sweep", 1)
-    where = f"on a machine with a {shape.name}" if shape.gpus else "here"
+    where = "on a machine with such a GPU" if shape.gpus else "here"
     return f"the step times aren't known ({said}); `{command} --dry-run --measure` {where} times them into the storage"
 
 

@@ -1,8 +1,8 @@
 """Ray Train without what our trainings don't use: each process beside a worker costs seconds of a core to start.
 
-The workers open torch's process group themselves. Ray Train's own way (``TorchConfig``) does it from the controller, and
-whoever only starts and watches workers would import torch, too. A training of one worker has no group at all. Nor are
-there Ray datasets, for which an actor would stand by.
+The workers open torch's process group themselves. Ray Train's own way (``TorchConfig``) does it from the controller,
+and whoever only starts and watches workers would import torch, too. A training of one worker has no group at all. Nor
+are there Ray datasets, for which an actor would stand by.
 """
 
 from __future__ import annotations

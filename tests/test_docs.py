@@ -134,11 +134,22 @@ def _of_inference(folder: Path, said: list[str]) -> None:
     assert list((folder / "evaluation_test").glob("*.zip"))
 
 
+def _of_scaling(folder: Path, said: list[str]) -> None:
+    shown = [block.text.strip() for block in Page(PROJECT / "docs" / "scaling.md").blocks if block.kind == "text"]
+    printed = [text.strip() for text in said]
+    assert len(shown) == 6
+    for text in shown:
+        assert text in printed, "an output on the page isn't what its command prints now"
+    assert re.search(r"^table3@laptop on 1x2xcpu, simulated: 8 trainings, 2 at a time$", printed[-1], re.MULTILINE)
+    assert "s a step: 1:1, 0.5:1 and 6 more (measured on" in " ".join(printed[-1].split())
+
+
 EXPECTED: dict[str, Callable[[Path, list[str]], None]] = {
     "docs/add-an-assigner.md": _of_an_assigner,
     "docs/inference.md": _of_inference,
     "docs/quickstart.md": _of_a_quick_start,
     "docs/reproduce-the-paper.md": _of_the_paper,
+    "docs/scaling.md": _of_scaling,
     "docs/your-own-data.md": _of_own_data,
 }
 """What pasting a page must have led to, beyond that nothing failed: its folder, and what its blocks printed."""
