@@ -130,7 +130,7 @@ def best_above(
         chosen = chosen[best >= 0]
         anchor = index[chosen] // classes
         raw = outputs.box_regression[level][image][:, y[chosen], x[chosen]].float().T
-        raw = raw.reshape(len(chosen), per_location, -1)
+        raw = raw.reshape(len(chosen), per_location, raw.shape[1] // per_location)
         raw = raw[torch.arange(len(chosen), device=raw.device), anchor % per_location]
         at = anchor + start
         levels.append((final[chosen], index[chosen] % classes, criterion.decode(raw, grid.boxes[at], grid.stride[at])))
