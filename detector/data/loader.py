@@ -234,6 +234,7 @@ def _canvas(count: int, size: tuple[int, int], dtype: torch.dtype) -> torch.Tens
 
 def _read(make: Callable[[int], T], keys: range, processes: int, *, fork: bool, threads: int = 1) -> Iterator[T]:
     if processes == 0:
+        log.info("no loader process: images are read when they are asked for, by %d threads", torch.get_num_threads())
         yield from map(make, keys)
         return
     log.info(

@@ -1,8 +1,8 @@
 """Images a second of the training loader with one process, against torchvision's CocoDetection and its v2 transforms.
 
-The images are made up, COCO's sizes in COCO's mix, or real ones: DETSWEEP_BENCHMARK_COCO names the folder of a data set,
-DETSWEEP_BENCHMARK_SPLIT its split (train2017). Both give the same: batches of uint8 images with a short side of 640 to 800, mirrored or
-not, padded to multiples of 32, with their boxes and labels. That the pixels of an image are the same is checked first.
+Images are made up, COCO's sizes in COCO's mix, or real ones: DETSWEEP_BENCHMARK_COCO names the folder of a data set,
+DETSWEEP_BENCHMARK_SPLIT its split (train2017). Both give the same: batches of uint8 images with a short side of 640 to
+800, mirrored or not, padded to multiples of 32, with their boxes and labels. That pixels are equal is checked first.
 """
 
 from __future__ import annotations
