@@ -15,12 +15,18 @@ from detector.errors import UnreachableError
 class CheckpointWriter:
     """Runs one writing at a time beside the training, as a context manager: nothing is being written after it.
 
-    ``busy`` is entered while the training has to wait. What a writing raises is raised by the next call, at the latest
-    by the one that waits for the last.
+    ``busy`` is entered while the training has to wait. It may be ``ahead`` steps ahead of what is being written: with
+    0 it isn't written beside the training at all. What a writing raises is raised by the next call, at the latest by
+    the one that waits for the last.
     """
 
-    def __init__(self, busy: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext) -> None:
-        self._busy = busy
+    def __init__(
+        self,
+        ahead: int = 0,
+        busy: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self._ahead, self._busy = ahead, busy
+        self._step = 0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -35,7 +41,7 @@ class CheckpointWriter:
                 self.wait()
 
     def start(self, write: Callable[[], None], step: int, place: object) -> None:
-        """Begins to ``write`` the checkpoint of ``step`` into ``place``, after waiting for the one before it."""
+        """Begins to ``write`` the checkpoint of ``step`` into ``place``, after waiting for the one before."""
         self.wait()
 
         def run() -> None:
@@ -47,8 +53,14 @@ class CheckpointWriter:
                 self._error = error
 
         # Not a daemon: an interpreter that ends waits for it.
-        self._thread = threading.Thread(target=run, name="checkpoint")
+        self._thread, self._step = threading.Thread(target=run, name="checkpoint"), step
         self._thread.start()
+        self.keep_up(step)
+
+    def keep_up(self, step: int) -> None:
+        """Training has come to ``step``: waits where that is too far ahead."""
+        if step - self._step >= self._ahead:
+            self.wait()
 
     def wait(self) -> None:
         """Until nothing is being written. Raises UnreachableError where that couldn't be done."""

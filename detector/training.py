@@ -29,6 +29,11 @@ from detector.training_state import TrainingState
 __all__ = ["Hooks", "TrainingError", "TrainingState", "TrainingStopped", "train"]
 
 
+RUN_AHEAD = 10
+"""Training waits for a checkpoint when it has gone on for one such part of ``checkpoint.every``, so that no more than
+that is done again, beside ``checkpoint.every`` steps, after a death."""
+
+
 class TrainingStopped(Exception):
     """A training was asked to stop, and has saved its state."""
 
@@ -96,7 +101,7 @@ def train(
     if resume_from is not None:
         state.load(resume_from)
     batches = _batches(config, train_store, start=state.step, stop=config.schedule.max_iterations)
-    with CheckpointWriter(hooks.busy) as writer:
+    with CheckpointWriter((config.checkpoint.every or 0) // RUN_AHEAD, hooks.busy) as writer:
         return _steps(state, state.window.waiting(batches), val_store, writer, folder, hooks)
 
 
@@ -118,6 +123,7 @@ def _steps(
     for micro_batches in batches:
         state.window.add(_updated(state, micro_batches), images=config.schedule.batch_size)
         hooks.on_progress(state.step)
+        writer.keep_up(state.step)
         step, last = state.step, state.step == total
         logged = last or step % config.tracking.every == 0
         evaluates = val_store is not None and not last and _due(step, config.evaluation.every)
