@@ -27,6 +27,7 @@ class CheckpointWriter:
     ) -> None:
         self._ahead, self._busy = ahead, busy
         self._step = 0
+        self._then: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -37,40 +38,50 @@ class CheckpointWriter:
         if error is None:
             self.wait()
         else:  # that one is told; what is being written becomes whole all the same
-            with contextlib.suppress(Exception):
-                self.wait()
+            self._join()
 
-    def start(self, write: Callable[[], None], step: int, place: object) -> None:
-        """Begins to ``write`` the checkpoint of ``step`` into ``place``, after waiting for the one before."""
+    def start(self, write: Callable[[], None] | None, then: Callable[[], None], step: int, place: object) -> None:
+        """Begins to ``write`` the checkpoint of ``step`` into ``place``, after waiting for the one before.
+
+        ``then`` is called by the training's own thread, when it has waited for it. Where others write, ``write`` is
+        None, and ``then`` is called after as many steps as with them.
+        """
         self.wait()
-
-        def run() -> None:
-            try:
-                write()
-            except (OSError, RuntimeError, SafetensorError) as error:  # each says a full disk in its own way
-                self._error = error if isinstance(error, UnreachableError) else _unwritten(error, step, place)
-            except BaseException as error:
-                self._error = error
-
-        # Not a daemon: an interpreter that ends waits for it.
-        self._thread, self._step = threading.Thread(target=run, name="checkpoint"), step
-        self._thread.start()
+        self._step, self._then = step, then
+        if write is not None:
+            # Not a daemon: an interpreter that ends waits for it.
+            self._thread = threading.Thread(target=self._run, args=(write, step, place), name="checkpoint")
+            self._thread.start()
         self.keep_up(step)
 
     def keep_up(self, step: int) -> None:
-        """Training has come to ``step``: waits where that is too far ahead."""
+        """Training has come to ``step``: waits where that is as far ahead as it may be."""
         if step - self._step >= self._ahead:
             self.wait()
 
     def wait(self) -> None:
         """Until nothing is being written. Raises UnreachableError where that couldn't be done."""
+        self._join()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        if self._then is not None:
+            then, self._then = self._then, None
+            then()
+
+    def _join(self) -> None:
         if self._thread is not None:
             with self._busy():
                 self._thread.join()
             self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+
+    def _run(self, write: Callable[[], None], step: int, place: object) -> None:
+        try:
+            write()
+        except (OSError, RuntimeError, SafetensorError) as error:  # each says a full disk in its own way
+            self._error = _unwritten(error, step, place)
+        except BaseException as error:
+            self._error = error
 
 
 def _unwritten(error: Exception, step: int, place: object) -> UnreachableError:

@@ -60,7 +60,9 @@ class Hooks:
         """Figures of the validation split; on rank 0."""
 
     def on_checkpoint(self, step: int, metrics: dict[str, float | None]) -> None:
-        """The state after ``step`` was taken and is written next, while training goes on; on every rank."""
+        """The checkpoint of ``step``, with the ``metrics`` of then, is kept; up to a tenth of ``checkpoint.every`` steps
+        later, on every rank after as many.
+        """
 
     def keep(self, step: int, folder: Path) -> None:
         """A checkpoint's files are in ``folder``, with a manifest, and may go after this; on rank 0, in a thread of
@@ -240,19 +242,24 @@ def _checkpoint(
     _settled(state, hooks)
     refuse_broken_weights(state.model.network, state.step)
     writer.wait()  # so that there are never two snapshots
-    hooks.on_checkpoint(state.step, metrics)
-    hooks.on_progress(state.step)
+    step, told = state.step, dict(metrics)
+
+    def then() -> None:
+        hooks.on_checkpoint(step, told)
+        hooks.on_progress(state.step)
+
     if distributed.rank() > 0:
+        writer.start(None, then, step, folder)
         return
-    snapshot, place = state.snapshot(), folder / f"step_{state.step:08d}"
+    snapshot, place = state.snapshot(), folder / f"step_{step:08d}"
 
     def write() -> None:
         snapshot.write(place)
         if evaluation is not None:
             write_json(place / "detections.json", evaluation.detections)
             write_json(place / "per_class.json", evaluation.per_class)
-        write_manifest(place, snapshot.step, evaluation.metrics.get("AP") if evaluation else None)
-        hooks.keep(snapshot.step, place)
+        write_manifest(place, step, evaluation.metrics.get("AP") if evaluation else None)
+        hooks.keep(step, place)
 
-    writer.start(write, state.step, folder)
-    hooks.on_progress(state.step)
+    hooks.on_progress(step)
+    writer.start(write, then, step, folder)

@@ -33,7 +33,7 @@ class Watched(Hooks):
             self.changed.notify_all()
 
     def on_checkpoint(self, step, metrics):
-        self.seen.append((step, self.store.steps()))
+        self.seen.append((step, self.step, self.store.steps()))
 
     def keep(self, step, folder):
         if step < 80:
@@ -48,9 +48,8 @@ def test_steps_go_on_while_a_checkpoint_is_written(generated, tmp_path):
     hooks = Watched(tmp_path / "kept")
     train(CONFIG, generated[0], folder=tmp_path / "scratch", hooks=hooks)
     assert hooks.late == []
-    # When one is taken the one before it is kept, and at the end all are.
-    assert hooks.seen == [(20, []), (40, [20]), (60, [20, 40]), (80, [40, 60])]
-    assert hooks.store.steps() == [60, 80]
+    # It is told of when it is kept.
+    assert hooks.seen == [(20, 22, [20]), (40, 42, [20, 40]), (60, 62, [40, 60]), (80, 80, [60, 80])]
 
 
 def test_training_waits_when_it_is_a_tenth_of_the_interval_ahead(generated, tmp_path):
@@ -164,8 +163,22 @@ def test_one_at_a_time_and_waiting_counts_as_busy():
         threading.Event().wait(0.02)
         running -= 1
 
+    told = []
     with CheckpointWriter(5, Busy) as writer:
         for step in range(4):
-            writer.start(write, step, "here")
+            writer.start(write, lambda step=step: told.append(step), step, "here")
+            assert told == list(range(step))
+    assert told == [0, 1, 2, 3]
     assert most == 1
     assert busy == [True, False] * 4
+
+
+def test_a_process_that_writes_nothing_is_told_after_as_many_steps():
+    told = []
+    with CheckpointWriter(3) as writer:
+        writer.start(None, lambda: told.append(10), 10, "elsewhere")
+        for step in (11, 12):
+            writer.keep_up(step)
+            assert told == []
+        writer.keep_up(13)
+        assert told == [10]
