@@ -60,8 +60,8 @@ class Hooks:
         """Figures of the validation split; on rank 0."""
 
     def on_checkpoint(self, step: int, metrics: dict[str, float | None]) -> None:
-        """The checkpoint of ``step``, with the ``metrics`` of then, is kept; up to a tenth of ``checkpoint.every`` steps
-        later, on every rank after as many.
+        """The checkpoint of ``step`` is kept, and these are the ``metrics`` of then; up to a tenth of
+        ``checkpoint.every`` steps later, on every rank after as many.
         """
 
     def keep(self, step: int, folder: Path) -> None:
