@@ -31,10 +31,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_views(parser: Parser) -> None:
-    """Adds how a model looks at images: ``--flip``, ``--scales`` and ``--precision``."""
+    """Adds how a model looks at images: ``--flip``, ``--scales``, ``--precision``, ``--compile``."""
     parser.add_argument("--flip", action="store_true", help="look at the mirrored image, too, and merge")
     parser.add_argument("--scales", metavar="S,S", help="short sides to look at and merge, such as 640,800")
     parser.add_argument("--precision", metavar="P", default="float32", help="float32 (default) or bfloat16")
+    parser.add_argument("--compile", action="store_true", help="compile the network first: pays with many images")
 
 
 def views(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def views(arguments: argparse.Namespace) -> dict[str, Any]:
         scales = None if arguments.scales is None else tuple(int(side) for side in arguments.scales.split(","))
     except ValueError as error:
         raise InputError(f"--scales {arguments.scales}: expected short sides in pixels, such as 640,800") from error
-    return {"flip": arguments.flip, "scales": scales, "precision": arguments.precision}
+    return {"flip": arguments.flip, "scales": scales, "precision": arguments.precision, "compile": arguments.compile}
 
 
 def add_plugins(parser: argparse.ArgumentParser, use: str) -> None:

@@ -24,7 +24,7 @@ from detector.detections import Detections
 from detector.fixed_positives import FixedPositives, mean_loss
 from detector.model import Detector
 from detector.pictures import Picture
-from detector.prediction import Options, find
+from detector.prediction import Options, find, forward
 from detector.progress import Progress
 from detector.timing import TIMED, device_name, inference_ms
 
@@ -159,12 +159,13 @@ def _in_batches(
         "class_agnostic": options.class_agnostic,
     }
     try:
+        network = forward(model, options)
         for batch in batches:
             batch = batch.to(model.device)
             with torch.inference_mode():
                 pixels = model.normalise(batch.images, batch.sizes)
                 with torch.autocast(model.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-                    outputs = model.network(pixels)
+                    outputs = network(pixels)
                 found = model.postprocess(outputs, batch.sizes, **overrides)
                 fixed.add(model.criterion, outputs, batch)
             places = zip(batch.indices.tolist(), batch.sizes.tolist(), found, strict=True)

@@ -5,6 +5,7 @@ Legend: N images, A_l anchors of a level, C classes, K candidates kept over all 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,11 @@ from detector.criterion import Criterion
 from detector.data.coco import Category
 from detector.detections import Detections
 from detector.outputs import HeadOutputs, flatten_level
+
+# Suppression looks at this many times the boxes that are wanted, and at so many times more while too few survive.
+FIRST_COMPARED = 5
+# A bfloat16 number, and a threshold turned into one, is off by less than this part of itself.
+ROUNDING = 0.01
 
 
 def detections(
@@ -53,18 +59,18 @@ def candidates(
     """What suppression chooses from, for each image; arguments as for ``detections``. In no order."""
     threshold = config.score_threshold if min_score is None else min(config.score_threshold, min_score)
     grid = criterion.grid(outputs)
-    scores, labels, boxes = ranked(outputs, criterion, grid, config, threshold)
-    sizes = torch.as_tensor(image_sizes, device=boxes.device)
-    boxes = clip(boxes, sizes[:, None])
-    keep = kept(scores, boxes, config, min_score)
-    return [
-        Detections(box[chosen], score[chosen], label[chosen], categories)
-        for box, score, label, chosen in zip(boxes, scores, labels, keep, strict=True)
-    ]
+    sizes = torch.as_tensor(image_sizes, device=outputs.class_logits[0].device)
+    found = []
+    for image in range(len(sizes)):
+        scores, labels, boxes = best_above(outputs, criterion, grid, config, threshold, image)
+        boxes = clip(boxes, sizes[image, None])
+        chosen = kept(scores, boxes, config, min_score)
+        found.append(Detections(boxes[chosen], scores[chosen], labels[chosen], categories))
+    return found
 
 
 def kept(scores: Tensor, boxes: Tensor, config: PostprocessConfig, min_score: float | None = None) -> Tensor:
-    """(N, K) bool: which candidates, of scores (N, K) and clipped boxes (N, K, 4), are in question at all."""
+    """(..., K) bool: which candidates, of scores (..., K) and clipped boxes (..., K, 4), are in question at all."""
     keep = scores > (0.0 if min_score is None else min_score)
     return keep if config.keep_empty else keep & ((boxes[..., 2:] - boxes[..., :2]) > 0).all(-1)
 
@@ -72,24 +78,89 @@ def kept(scores: Tensor, boxes: Tensor, config: PostprocessConfig, min_score: fl
 def survivors(found: Detections, config: PostprocessConfig, *, class_agnostic: bool = False) -> Detections:
     """The best of one image's candidates that no better one suppresses, best first."""
     labels = None if class_agnostic else found.labels
-    best = suppress(found.boxes, found.scores, labels, config.nms_iou)[: config.max_detections]
+    best = suppress(found.boxes, found.scores, labels, config.nms_iou, most=config.max_detections)
     return Detections(found.boxes[best], found.scores[best], found.labels[best], found.categories)
 
 
-def suppress(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou: float) -> Tensor:
-    """Indices of the boxes (D, 4) that survive suppression within each label, best first; of all if labels is None."""
-    if labels is None or not len(boxes):
-        return nms(boxes, scores, iou)
-    # One call for all classes: boxes of different classes are moved apart. In float64, so that no IoU changes.
-    wide = boxes.float() if boxes.device.type == "mps" else boxes.double()
-    apart = labels.to(wide) * (wide.max() + 1)
-    return nms(wide + apart[:, None], scores.to(wide), iou)
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou: float, *, most: int | None = None) -> Tensor:
+    """Indices of the boxes (D, 4) that survive suppression within each label, best first; of all if labels is None.
+
+    With ``most`` only the best so many. A box falls to better ones alone, so the best survivors are known once enough
+    of the best boxes have been compared.
+    """
+    if labels is not None and len(boxes):
+        # One call for all classes: boxes of different classes are moved apart. In float64, so that no IoU changes.
+        boxes = boxes.float() if boxes.device.type == "mps" else boxes.double()
+        boxes = boxes + (labels.to(boxes) * (boxes.max() + 1))[:, None]
+    order = scores.argsort(descending=True, stable=True)
+    boxes, scores = boxes[order], scores[order].to(boxes)
+    most = len(order) if most is None else most
+    compared = FIRST_COMPARED * most
+    while True:
+        best = nms(boxes[:compared], scores[:compared], iou)
+        if len(best) >= most or compared >= len(order):
+            return order[best[:most]]
+        compared *= FIRST_COMPARED
+
+
+def best_above(
+    outputs: HeadOutputs, criterion: Criterion, grid: Grid, config: PostprocessConfig, threshold: float, image: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``ranked`` keeps of one image, without the entries below ``threshold``: scores (K,), labels, boxes (K, 4).
+
+    Beyond one comparison for each class logit it touches only those that may be above.
+    """
+    per_location = criterion.anchors_per_location
+    least = least_logit(threshold, config, quality=outputs.quality_logits is not None)
+    levels, start = [], 0
+    for level, logits in enumerate(outputs.class_logits):
+        channels, height, width = logits.shape[1:]
+        classes = channels // per_location
+        index = (logits[image] > least).permute(1, 2, 0).reshape(-1).nonzero()[:, 0]
+        location, channel = index // channels, index % channels
+        y, x = location // width, location % width
+        class_score = logits[image, channel, y, x].float().sigmoid()
+        joint = final = class_score
+        if outputs.quality_logits is not None:
+            joint = class_score * outputs.quality_logits[level][image, 0, y, x].float().sigmoid()
+            final = joint.sqrt() if config.score == "geometric_mean" else joint
+        compared = final if config.threshold_on == "final" else class_score
+        ranking = torch.where(compared > threshold, joint if config.ranking == "joint" else class_score, -1.0)
+        best, chosen = ranking.topk(min(config.candidates_per_level, len(ranking)))
+        chosen = chosen[best >= 0]
+        anchor = index[chosen] // classes
+        raw = outputs.box_regression[level][image][:, y[chosen], x[chosen]].float().T
+        raw = raw.reshape(len(chosen), per_location, raw.shape[1] // per_location)
+        raw = raw[torch.arange(len(chosen), device=raw.device), anchor % per_location]
+        at = anchor + start
+        levels.append((final[chosen], index[chosen] % classes, criterion.decode(raw, grid.boxes[at], grid.stride[at])))
+        start += height * width * per_location
+    scores, labels, boxes = (torch.cat(parts) for parts in zip(*levels, strict=True))
+    return scores, labels, boxes
+
+
+def least_logit(threshold: float, config: PostprocessConfig, *, quality: bool) -> float:
+    """A class logit below which no score that is compared with ``threshold`` can be above it.
+
+    Lower by a margin than the exact one, for what rounding to bfloat16 may add.
+    """
+    if quality and config.threshold_on == "final" and config.score == "geometric_mean":
+        threshold = threshold**2  # a quality is at most 1
+    if threshold <= 0:
+        return -math.inf
+    if threshold >= 1:
+        return math.inf
+    logit = math.log(threshold) - math.log1p(-threshold)
+    return logit - ROUNDING * (1 + abs(logit))
 
 
 def ranked(
     outputs: HeadOutputs, criterion: Criterion, grid: Grid, config: PostprocessConfig, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best candidates of every level: final scores (N, K), 0 where below ``threshold``, labels, boxes (N, K, 4)."""
+    """The best candidates of every level: final scores (N, K), 0 where below ``threshold``, labels, boxes (N, K, 4).
+
+    Every shape follows from those of ``outputs``, as a graph that is exported needs it.
+    """
     per_location = criterion.anchors_per_location
     levels, start = [], 0
     for level, logits in enumerate(outputs.class_logits):

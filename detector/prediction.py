@@ -7,22 +7,25 @@ come from, at the recipe's IoU, and the best ``max_detections`` remain.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from detector.config import DataConfig, PostprocessConfig
 from detector.data.plans import ImagePlan, padded_size, resized_size
 from detector.data.transforms import apply
 from detector.detections import Detections
 from detector.errors import InputError
+from detector.folding import folded
 from detector.model import Detector
+from detector.outputs import HeadOutputs
 from detector.pictures import Picture, read_picture
 from detector.postprocess import candidates, survivors
 
@@ -52,6 +55,8 @@ class Options:
     """Short sides to look at, in pixels; None: the model's own. The bound on the long side goes with them."""
     precision: str = "float32"
     """Arithmetic of the network, one of ``PRECISIONS``; all after it is float32."""
+    compile: bool = False
+    """Compile the network first, which takes minutes and a C++ compiler, and pays with thousands of images."""
 
     def __post_init__(self) -> None:
         threshold, most, scales = self.score_threshold, self.max_detections, self.scales
@@ -59,7 +64,7 @@ class Options:
             raise InputError(f"score_threshold is {threshold!r}; give a number from 0 to 1, or None")
         if not (_is(most, Integral) and 1 <= most <= 10**9):
             raise InputError(f"max_detections is {most!r}; give a whole number from 1 up")
-        for name in ("class_agnostic", "flip"):
+        for name in ("class_agnostic", "flip", "compile"):
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise InputError(f"{name} is {getattr(self, name)!r}; give True or False")
         if scales is not None:
@@ -94,6 +99,7 @@ def predict(
     flip: bool = False,
     scales: Sequence[int] | None = None,
     precision: str = "float32",
+    compile: bool = False,
 ) -> Detections | list[Detections]:
     """Objects in one image, or in each of a list of images, of any sizes.
 
@@ -110,6 +116,7 @@ def predict(
         flip=flip,
         scales=scales,  # type: ignore[arg-type]
         precision=precision,
+        compile=compile,
     )
     if isinstance(images, Picture) or not isinstance(images, list | tuple):
         return find(model, [read_picture(images)], model.input, options)[0]  # type: ignore[arg-type]
@@ -118,16 +125,51 @@ def predict(
 
 def find(model: Detector, pictures: Iterable[Picture], data: DataConfig, options: Options) -> list[Detections]:
     """Detections in each of ``pictures``, on the CPU and in pixels of the original image; ``data`` says their size."""
-    search = _Search(model, data, options)
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
+            search = _Search(model, data, options)
             for place, picture in enumerate(pictures):
                 search.add(place, picture)
             return search.results()
     finally:
         model.train(training)
+
+
+def forward(model: Detector, options: Options) -> Callable[[Tensor], HeadOutputs]:
+    """Normalised batches (N, 3, H, W) -> raw outputs, by the weights that ``model`` has now: for one use, not to keep.
+
+    To be called under autocast where ``options.precision`` is bfloat16.
+    """
+    precision = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
+    network = folded(model.network, precision)
+    return partial(_compiled_outputs, network) if options.compile else network
+
+
+@cache
+def compiled() -> Callable[[nn.Module, Tensor], HeadOutputs]:
+    """A network and a batch -> raw outputs, compiled at the first call and for all networks of one structure: weights
+    are arguments of it, so it holds none.
+    """
+    return torch.compile(_outputs)
+
+
+def _outputs(network: nn.Module, batch: Tensor) -> HeadOutputs:
+    return network(batch)
+
+
+def _compiled_outputs(network: nn.Module, batch: Tensor) -> HeadOutputs:
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    try:
+        return compiled()(network, batch)
+    except BackendCompilerFailed as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"compile is true, but the network can't be compiled here ({reason}); install a C++ compiler, or leave "
+            "compile out"
+        ) from error
 
 
 class View(NamedTuple):
@@ -162,6 +204,7 @@ class _Search:
         recipe = model.config.postprocess.model_dump()
         self.config = PostprocessConfig.model_validate(recipe | {"max_detections": options.max_detections})
         self.views = views(data, options)
+        self.forward = forward(model, options)
         self.at_once = PIXELS_AT_ONCE.get(model.device.type, PIXELS_AT_ONCE_ELSEWHERE)
         self.sizes: list[tuple[int, int]] = []
         self.found: dict[int, Detections] = {}
@@ -200,7 +243,7 @@ class _Search:
         ]
         batch = self.model.normalise(torch.stack(padded).to(device), sizes)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
-            outputs = self.model.network(batch)
+            outputs = self.forward(batch)
         chosen = candidates(
             *(outputs, self.model.criterion, sizes, self.model.categories, self.config),
             min_score=self.options.score_threshold,

@@ -31,7 +31,16 @@ NOT_DECIDING = frozenset(
         *("postprocess.py", "detections.py", "evaluation.py", "inference.py", "checkpoints.py", "checkpoint_store.py"),
         "checkpoint_writer.py",
         *("matches.py", "bootstrap.py", "fixed_positives.py", "error_kinds.py"),
-        *("pictures.py", "prediction.py", "timing.py", "export.py", "inspection.py", "sheet.py", "serving.py"),
+        *(
+            "pictures.py",
+            "prediction.py",
+            "timing.py",
+            "folding.py",
+            "export.py",
+            "inspection.py",
+            "sheet.py",
+            "serving.py",
+        ),
         # How a whole detector is found and read; it counts where a training starts from one.
         *("origins.py", "loading.py", "initial.py", "transfer.py", "foreign/__init__.py", "foreign/published.py"),
         *("foreign/layout.py", "foreign/files.py", "foreign/conversion.py", "foreign/backbone.py"),
@@ -52,8 +61,8 @@ READING_INIT = (
 )
 """Files of ``detector`` that turn the file of ``model.init`` into the first weights."""
 
-EVALUATING = ("detections.py", "evaluation.py", "fixed_positives.py", "postprocess.py")
-"""Files of ``detector`` that turn raw outputs into figures."""
+EVALUATING = ("detections.py", "evaluation.py", "fixed_positives.py", "folding.py", "postprocess.py")
+"""Files of ``detector`` that turn raw outputs into figures, or change these by as much as rounding does."""
 
 _MODEL_NOT = {"postprocess"}
 _DATA = ("short_side", "long_side", "resize", "keep_empty", "augmentation")

@@ -75,6 +75,7 @@ def test_no_image_is_no_result(model):
         ({"max_detections": None}, "max_detections is None"),
         ({"class_agnostic": 2}, "class_agnostic is 2; give True or False"),
         ({"flip": "no"}, "flip is 'no'"),
+        ({"compile": 1}, "compile is 1; give True or False"),
         ({"scales": 640}, "scales is 640; give short sides"),
         ({"scales": ()}, "scales is"),
         ({"scales": (640, 0)}, "scales has 0"),
