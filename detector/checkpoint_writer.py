@@ -15,12 +15,19 @@ from detector.errors import UnreachableError
 class CheckpointWriter:
     """Runs one writing at a time beside the training, as a context manager: nothing is being written after it.
 
-    ``busy`` is entered while the training has to wait. What a writing raises is raised by the next call, at the latest
-    by the one that waits for the last.
+    ``busy`` is entered while the training has to wait. It may be ``ahead`` steps ahead of what is being written: with
+    0 it isn't written beside the training at all. What a writing raises is raised by the next call, at the latest by
+    the one that waits for the last.
     """
 
-    def __init__(self, busy: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext) -> None:
-        self._busy = busy
+    def __init__(
+        self,
+        ahead: int = 0,
+        busy: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self._ahead, self._busy = ahead, busy
+        self._step = 0
+        self._then: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -31,34 +38,50 @@ class CheckpointWriter:
         if error is None:
             self.wait()
         else:  # that one is told; what is being written becomes whole all the same
-            with contextlib.suppress(Exception):
-                self.wait()
+            self._join()
 
-    def start(self, write: Callable[[], None], step: int, place: object) -> None:
-        """Begins to ``write`` the checkpoint of ``step`` into ``place``, after waiting for the one before it."""
+    def start(self, write: Callable[[], None] | None, then: Callable[[], None], step: int, place: object) -> None:
+        """Begins to ``write`` the checkpoint of ``step`` into ``place``, after waiting for the one before.
+
+        ``then`` is called by the training's own thread, when it has waited for it. Where others write, ``write`` is
+        None, and ``then`` is called after as many steps as with them.
+        """
         self.wait()
+        self._step, self._then = step, then
+        if write is not None:
+            # Not a daemon: an interpreter that ends waits for it.
+            self._thread = threading.Thread(target=self._run, args=(write, step, place), name="checkpoint")
+            self._thread.start()
+        self.keep_up(step)
 
-        def run() -> None:
-            try:
-                write()
-            except (OSError, RuntimeError, SafetensorError) as error:  # each says a full disk in its own way
-                self._error = error if isinstance(error, UnreachableError) else _unwritten(error, step, place)
-            except BaseException as error:
-                self._error = error
-
-        # Not a daemon: an interpreter that ends waits for it.
-        self._thread = threading.Thread(target=run, name="checkpoint")
-        self._thread.start()
+    def keep_up(self, step: int) -> None:
+        """Training has come to ``step``: waits where that is as far ahead as it may be."""
+        if step - self._step >= self._ahead:
+            self.wait()
 
     def wait(self) -> None:
         """Until nothing is being written. Raises UnreachableError where that couldn't be done."""
+        self._join()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        if self._then is not None:
+            then, self._then = self._then, None
+            then()
+
+    def _join(self) -> None:
         if self._thread is not None:
             with self._busy():
                 self._thread.join()
             self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+
+    def _run(self, write: Callable[[], None], step: int, place: object) -> None:
+        try:
+            write()
+        except (OSError, RuntimeError, SafetensorError) as error:  # each says a full disk in its own way
+            self._error = _unwritten(error, step, place)
+        except BaseException as error:
+            self._error = error
 
 
 def _unwritten(error: Exception, step: int, place: object) -> UnreachableError:

@@ -29,6 +29,11 @@ from detector.training_state import TrainingState
 __all__ = ["Hooks", "TrainingError", "TrainingState", "TrainingStopped", "train"]
 
 
+RUN_AHEAD = 10
+"""Training waits for a checkpoint when it has gone on for one such part of ``checkpoint.every``, so that no more than
+that is done again, beside ``checkpoint.every`` steps, after a death."""
+
+
 class TrainingStopped(Exception):
     """A training was asked to stop, and has saved its state."""
 
@@ -55,7 +60,9 @@ class Hooks:
         """Figures of the validation split; on rank 0."""
 
     def on_checkpoint(self, step: int, metrics: dict[str, float | None]) -> None:
-        """The state after ``step`` was taken and is written next, while training goes on; on every rank."""
+        """The checkpoint of ``step`` is kept, and these are the ``metrics`` of then; up to a tenth of
+        ``checkpoint.every`` steps later, on every rank after as many.
+        """
 
     def keep(self, step: int, folder: Path) -> None:
         """A checkpoint's files are in ``folder``, with a manifest, and may go after this; on rank 0, in a thread of
@@ -96,7 +103,7 @@ def train(
     if resume_from is not None:
         state.load(resume_from)
     batches = _batches(config, train_store, start=state.step, stop=config.schedule.max_iterations)
-    with CheckpointWriter(hooks.busy) as writer:
+    with CheckpointWriter((config.checkpoint.every or 0) // RUN_AHEAD, hooks.busy) as writer:
         return _steps(state, state.window.waiting(batches), val_store, writer, folder, hooks)
 
 
@@ -118,6 +125,7 @@ def _steps(
     for micro_batches in batches:
         state.window.add(_updated(state, micro_batches), images=config.schedule.batch_size)
         hooks.on_progress(state.step)
+        writer.keep_up(state.step)
         step, last = state.step, state.step == total
         logged = last or step % config.tracking.every == 0
         evaluates = val_store is not None and not last and _due(step, config.evaluation.every)
@@ -201,13 +209,15 @@ def _logged(state: TrainingState, hooks: Hooks) -> dict[str, float]:
 
 
 def _evaluated(state: TrainingState, store: Store, hooks: Hooks) -> Evaluation:
+    loader = state.config.resources.loader()
     with state.averaged_weights():
         result = evaluate(
             state.model,
             store,
             state.config.data,
             batch_size=state.config.evaluation.batch_size,
-            **state.config.resources.loader(),
+            loader_workers=loader["loader_workers"],
+            loader_threads=loader["loader_threads"],
             tell=lambda: hooks.on_progress(state.step),
             alone=hooks.busy,
         )
@@ -229,19 +239,24 @@ def _checkpoint(
     _settled(state, hooks)
     refuse_broken_weights(state.model.network, state.step)
     writer.wait()  # so that there are never two snapshots
-    hooks.on_checkpoint(state.step, metrics)
-    hooks.on_progress(state.step)
+    step, told = state.step, dict(metrics)
+
+    def then() -> None:
+        hooks.on_checkpoint(step, told)
+        hooks.on_progress(state.step)
+
     if distributed.rank() > 0:
+        writer.start(None, then, step, folder)
         return
-    snapshot, place = state.snapshot(), folder / f"step_{state.step:08d}"
+    snapshot, place = state.snapshot(), folder / f"step_{step:08d}"
 
     def write() -> None:
         snapshot.write(place)
         if evaluation is not None:
             write_json(place / "detections.json", evaluation.detections)
             write_json(place / "per_class.json", evaluation.per_class)
-        write_manifest(place, snapshot.step, evaluation.metrics.get("AP") if evaluation else None)
-        hooks.keep(snapshot.step, place)
+        write_manifest(place, step, evaluation.metrics.get("AP") if evaluation else None)
+        hooks.keep(step, place)
 
-    writer.start(write, state.step, folder)
-    hooks.on_progress(state.step)
+    hooks.on_progress(step)
+    writer.start(write, then, step, folder)

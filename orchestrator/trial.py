@@ -139,7 +139,7 @@ def _trainer(assignment: Assignment, ledger: Ledger, launch: str) -> Any:
     place = ledger.place.shared("trainings")
     filesystem, path = locate(place) if isinstance(place, str) else (None, str(place))
     return PlainTrainer(
-        work,  # type: ignore[arg-type]
+        work,
         train_loop_config={"assignment": assignment, "launch": launch},
         backend_config=WorkersMeet(),
         scaling_config=api.ScalingConfig(

@@ -187,13 +187,11 @@ def _hooks(ledger: Ledger, assignment: Assignment, rank: int, cancelled: threadi
                 self.evaluated = metrics
 
         def on_checkpoint(self, step: int, metrics: dict[str, float | None]) -> None:
-            if rank == 0:
-                with heartbeat.busy():
-                    ledger.flush(identity)  # now: a checkpoint must not be ahead of the journal
             if assignment.reports:
                 ray.train.report({"step": step, "checkpoint_path": self.checkpoint, **metrics})
 
         def keep(self, step: int, folder: Path) -> None:
+            ledger.flush(identity)
             self.checkpoint = checkpoints(ledger, identity).keep(folder, step)
 
         def should_stop(self) -> bool:

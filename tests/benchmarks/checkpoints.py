@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detector.checkpoint_store import CheckpointStore
 from detector.checkpoint_writer import CheckpointWriter
-from detector.training import Hooks, _checkpoint
+from detector.training import RUN_AHEAD, Hooks, _checkpoint
 from tests.benchmarks.alternating import Figure, alternate
 from tests.benchmarks.training_step import OurStep, backbone_weights
 
@@ -32,9 +32,10 @@ def measure() -> list[Figure]:
                 step()
 
         def saving() -> None:
-            with CheckpointWriter() as writer:
+            with CheckpointWriter(EVERY // RUN_AHEAD) as writer:
                 for number in range(EVERY):
                     step()
+                    writer.keep_up(step.state.step)
                     if number == TAKEN_AT:
                         _checkpoint(step.state, writer, folder / "scratch", Keeping(), {})
 

@@ -7,6 +7,7 @@ from unittest.mock import ANY
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from detector.anchors import grid_anchors, level_shapes
 from detector.assigners import ATSSAssigner
@@ -137,10 +138,14 @@ class Made(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor) and not function._schema.is_mutable and not tensor._is_view():
-                self.sizes.append(tensor.numel())
+        given = {place(each) for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
+        made = [each for each in tree_leaves(result) if isinstance(each, torch.Tensor) and place(each) not in given]
+        self.sizes += [tensor.numel() for tensor in made]
         return result
+
+
+def place(tensor):
+    return tensor.untyped_storage().data_ptr()
 
 
 def test_only_the_results_grow_with_the_image():
