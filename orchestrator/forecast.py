@@ -28,7 +28,7 @@ START_S = 12.0
 """From a training's turn to its first step: worker processes, imports, data, model."""
 SWEEP_S = (15.0, 8.0)
 """Before the first training (Ray, MLflow) and after the last one (report, MLflow)."""
-# Both as docs/performance.md measures them, on two CPU cores.
+# For two CPU cores, and not measured yet: docs/performance.md says by what they will be.
 GPU_LIFETIME_H = 50_700.0
 """Mean hours until a GPU, or what it needs, fails: 419 unexpected interruptions of 16,384 GPUs in 54 days (Grattafiori
 et al., 2024, The Llama 3 herd of models, table 5)."""
