@@ -113,7 +113,9 @@ def read_detections(place: Storage, folder: str) -> Results | str:
     from detector.results import Results
 
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return Results.of_entries(read_json(place.fetch(f"{folder}/detections.json")))
+        entries = read_json(place.fetch(f"{folder}/detections.json"))
+        if entries is not None:
+            return Results.of_entries(entries)
     return "its detections are not in the storage"
 
 
