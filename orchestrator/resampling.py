@@ -113,9 +113,9 @@ def read_detections(place: Storage, folder: str) -> Results | str:
     from detector.results import Results
 
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = read_json(place.fetch(f"{folder}/detections.json"))
-        if found is not None:
-            return Results.of_entries(found)
+        entries = read_json(place.fetch(f"{folder}/detections.json"))
+        if entries is not None:
+            return Results.of_entries(entries)
     return "its detections are not in the storage"
 
 

@@ -232,7 +232,8 @@ def test_an_image_is_never_decoded_smaller_than_it_becomes(size, short_side, exp
     data = config(short_side, 1333).model_copy(update={"scaled_decoding": True})
     plan = plan_image(data, size, seed=0, step=0, index=0, training=True)
     assert plan.reduction == expected
-    assert all(-(-side // plan.reduction) >= new for side, new in zip(size, plan.output_size, strict=True))
+    enough = all(-(-side // plan.reduction) >= new for side, new in zip(size, plan.output_size, strict=True))
+    assert enough or plan.reduction == 1
     whole = plan_image(config(short_side, 1333), size, seed=0, step=0, index=0, training=True)
     assert (whole.reduction, whole.output_size, whole.flip) == (1, plan.output_size, plan.flip)
     assert plan_image(data, size, seed=0, step=0, index=0, training=False).reduction == 1
