@@ -1,7 +1,7 @@
 """Frozen normalisation folded into the convolutions before it, while a network is used and not trained.
 
 A frozen batch normalisation is y = scale x + shift for each channel, and so is a part of the convolution before it.
-Beside it are two passes over each feature map of the backbone, and under autocast these make the maps float32 again.
+Beside it are two passes over each feature map of the backbone, which are saved.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def test_feature_maps_stay_bfloat16_behind_frozen_normalisation():
         found, expected = backbone(images), plain(images)
     for one, other in zip(found, expected, strict=True):
         assert (one.dtype, other.dtype) == (torch.bfloat16, torch.float32)
-        assert (one.float() - other).norm() < 0.02 * other.norm()
+        assert (one.float() - other).norm() < 0.05 * other.norm()
 
 
 def test_the_stem_and_first_stage_are_frozen_only_with_pretrained_weights():
