@@ -76,7 +76,7 @@ def grid_anchors(
         y = (torch.arange(rows, dtype=torch.float32, device=device) + center_offset) * vertical
         center_y, center_x = torch.meshgrid(y, x, indexing="ij")
         center = torch.stack((center_x, center_y, center_x, center_y), -1)
-        levels.append((center[:, :, None] + base.to(center.device)).view(-1, 4))
+        levels.append((center[:, :, None] + base.to(center.device, non_blocking=True)).view(-1, 4))
     return torch.cat(levels)
 
 

@@ -12,12 +12,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
-from torchvision.ops import FrozenBatchNorm2d
 
 from detector.checkpoints import check_finite
 from detector.config import ModelConfig
 from detector.errors import InputError
-from detector.layers import DeformableConv
+from detector.layers import DeformableConv, FrozenBatchNorm
 from detector.weights import cache_folder, cached_imagenet
 
 # Block, blocks in each stage, groups and width per group.
@@ -40,7 +39,7 @@ TORCHVISION_NAMES = {
     "x101_64x4d": "resnext101_64x4d",
 }
 NORMS: dict[str, Callable[[ModelConfig], Callable[..., nn.Module]]] = {
-    "frozen_bn": lambda config: partial(FrozenBatchNorm2d, eps=config.norm_epsilon),
+    "frozen_bn": lambda config: partial(FrozenBatchNorm, eps=config.norm_epsilon),
     "gn": lambda config: partial(nn.GroupNorm, 32),
 }
 

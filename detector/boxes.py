@@ -6,13 +6,12 @@ Boxes are xyxy, continuous: width = x2 - x1. All functions broadcast over leadin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-# Scales of the four deltas (dx, dy, dw, dh), and the bound on log ratios before exp.
-DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+# Scales of the deltas, (dx and dy, dw and dh), and the bound on log ratios before exp.
+DELTA_WEIGHTS = (10.0, 5.0)
 MAX_LOG_RATIO = math.log(1000 / 16)
 
 
@@ -35,24 +34,22 @@ def elementwise_iou(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(union > 0, intersection / union.clamp(min=torch.finfo(union.dtype).tiny), 0.0)
 
 
-def encode(boxes: Tensor, anchors: Tensor, weights: Sequence[float] = DELTA_WEIGHTS) -> Tensor:
+def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float] = DELTA_WEIGHTS) -> Tensor:
     """Deltas (..., 4) that ``decode`` turns back into ``boxes`` (..., 4) at ``anchors`` (..., 4)."""
     anchor_size = anchors[..., 2:] - anchors[..., :2]
     size = boxes[..., 2:] - boxes[..., :2]
     shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2
-    deltas = torch.cat((shift / anchor_size, torch.log(size / anchor_size)), dim=-1)
-    return deltas * deltas.new_tensor(weights)
+    return torch.cat((shift / anchor_size * weights[0], torch.log(size / anchor_size) * weights[1]), dim=-1)
 
 
-def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float] = DELTA_WEIGHTS) -> Tensor:
+def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float] = DELTA_WEIGHTS) -> Tensor:
     """Boxes (..., 4) xyxy for ``deltas`` (..., 4) at ``anchors`` (..., 4), in the anchors' pixels.
 
     Centre offsets over the anchor's size and log ratios, times ``weights``; log ratios are bounded by log(1000/16).
     """
-    deltas = deltas / deltas.new_tensor(weights)
     anchor_size = anchors[..., 2:] - anchors[..., :2]
-    center = (anchors[..., :2] + anchors[..., 2:]) / 2 + deltas[..., :2] * anchor_size
-    half = anchor_size * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_RATIO)) / 2
+    center = (anchors[..., :2] + anchors[..., 2:]) / 2 + deltas[..., :2] / weights[0] * anchor_size
+    half = anchor_size * torch.exp((deltas[..., 2:] / weights[1]).clamp(max=MAX_LOG_RATIO)) / 2
     return torch.cat((center - half, center + half), dim=-1)
 
 

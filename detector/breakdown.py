@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from detector import distributed
 from detector.errors import TrainingError
 
 REMEDY = "lower schedule.learning_rate or set schedule.clip_norm"
@@ -38,15 +40,16 @@ class Breakdown:
         self._step = torch.where(first, float(step), self._step)
         self.flag = torch.maximum(self.flag, first.float())
 
-    def check(self) -> None:
-        """Raises TrainingError, in all processes, if it has happened. Waits for the device."""
-        if self._terms is None:
-            return
-        flag, step, *terms = distributed.all_sum(
-            torch.cat([torch.stack([self.flag, self._step]), self._terms])
-        ).tolist()
+    def figures(self) -> Tensor:
+        """(F,): what ``judge`` needs, to be summed over the processes first."""
+        assert self._terms is not None
+        return torch.cat([torch.stack([self.flag, self._step]), self._terms])
+
+    def judge(self, figures: Sequence[float]) -> None:
+        """Raises TrainingError if it has happened, in all processes alike."""
+        flag, step, *terms = figures
         if flag:
-            what = "loss" if not torch.tensor(terms).isfinite().all() else "gradient"
+            what = "loss" if not all(map(math.isfinite, terms)) else "gradient"
             words = ", ".join(f"{name} {value:.4g}" for name, value in zip(self._names, terms, strict=True))
             raise TrainingError(f"the {what} is no longer finite at step {step / flag:.0f} ({words}); {REMEDY}")
 

@@ -234,6 +234,9 @@ class ResourcesConfig(Section):
     the whole share."""
     loader_workers: Annotated[int, Field(ge=0, le=4096)] | None = None
     """Processes that read images for each worker; null: cpus_per_worker - 1."""
+    compile: bool = False
+    """Compile backbone, neck and head before training (torch.compile: minutes at the start, and a C++ compiler where
+    there is no GPU). Numbers differ as little as by another number of workers."""
     stall_timeout_s: PositiveFloat = 120
     """Seconds without a step after which a worker counts as hung."""
 

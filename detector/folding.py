@@ -1,7 +1,7 @@
 """Frozen normalisation folded into the convolutions before it, while a network is used and not trained.
 
 A frozen batch normalisation is y = scale x + shift for each channel, and so is a part of the convolution before it.
-Beside it are two passes over each feature map of the backbone, and under autocast these make the maps float32 again.
+Beside it are two passes over each feature map of the backbone, which are saved.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from detector.backbones import ResNetBackbone
-from detector.layers import DeformableConv
+from detector.layers import DeformableConv, FrozenBatchNorm
 
 # Modules known to apply bnN to what convN gives, and to nothing else.
 BLOCKS = (ResNetBackbone, BasicBlock, Bottleneck)
@@ -65,7 +65,7 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
 
 def _foldable(module: nn.Module | None) -> bool:
     """Whether ``module`` is of a kind that is known here, exactly, and nobody watches it."""
-    known = type(module) in (nn.Conv2d, DeformableConv, FrozenBatchNorm2d)
+    known = type(module) in (nn.Conv2d, DeformableConv, FrozenBatchNorm, FrozenBatchNorm2d)
     return known and module is not None and not (module._forward_hooks or module._forward_pre_hooks)
 
 

@@ -1,4 +1,4 @@
-"""Deformable convolutions, the towers of heads, and their initial weights."""
+"""Frozen normalisation, deformable convolutions, the towers of heads, and their initial weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
+from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
 
 from detector.config import HeadConfig
 
@@ -39,6 +39,19 @@ def initialise_prior(class_logits: nn.Conv2d) -> None:
     """Sets the biases so that every class begins at the probability ``PRIOR``."""
     assert class_logits.bias is not None
     nn.init.constant_(class_logits.bias, -math.log((1 - PRIOR) / PRIOR))
+
+
+class FrozenBatchNorm(FrozenBatchNorm2d):
+    """torchvision's, written over its input, which must be what a convolution gave and nobody else needs.
+
+    So feature maps are neither copied twice nor, under autocast, made float32 again.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same tensor."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return features.mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
 
 
 class DeformableConv(nn.Module):

@@ -259,9 +259,8 @@ def _hooks(output: Path, store: CheckpointStore, start: int, total: int) -> Any:
         def on_evaluation(self, step: int, metrics: dict[str, float | None]) -> None:
             print(f"step {step}: {figures(metrics)}", file=sys.stderr)
 
-        def on_checkpoint(self, step: int, folder: Path | None, metrics: dict[str, float | None]) -> None:
-            if folder is not None:
-                store.keep(folder, step)
+        def keep(self, step: int, folder: Path) -> None:
+            store.keep(folder, step)
 
     return Local()
 

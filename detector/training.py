@@ -11,22 +11,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from detector import distributed, plugins
 from detector.breakdown import refuse_broken_weights
 from detector.checkpoint_store import write_manifest
+from detector.checkpoint_writer import CheckpointWriter
 from detector.checkpoints import write_json
 from detector.config import TrainingConfig
 from detector.data.loader import Batch, training_batches
 from detector.data.store import Store
-from detector.errors import InputError, TrainingError, UnreachableError
+from detector.errors import InputError, TrainingError
 from detector.evaluation import Evaluation, evaluate
 from detector.memory import is_out_of_memory, largest_micro_batch, remedy
 from detector.training_state import TrainingState
 
 __all__ = ["Hooks", "TrainingError", "TrainingState", "TrainingStopped", "train"]
+
+
+RUN_AHEAD = 10
+"""Training waits for a checkpoint when it has gone on for one such part of ``checkpoint.every``, so that no more than
+that is done again, beside ``checkpoint.every`` steps, after a death."""
 
 
 class TrainingStopped(Exception):
@@ -54,9 +59,14 @@ class Hooks:
     def on_evaluation(self, step: int, metrics: dict[str, float | None]) -> None:
         """Figures of the validation split; on rank 0."""
 
-    def on_checkpoint(self, step: int, folder: Path | None, metrics: dict[str, float | None]) -> None:
-        """A checkpoint's files are in ``folder`` on rank 0 (None elsewhere), with a manifest, and may go after this; on
-        every rank.
+    def on_checkpoint(self, step: int, metrics: dict[str, float | None]) -> None:
+        """The checkpoint of ``step`` is kept, and these are the ``metrics`` of then; up to a tenth of
+        ``checkpoint.every`` steps later, on every rank after as many.
+        """
+
+    def keep(self, step: int, folder: Path) -> None:
+        """A checkpoint's files are in ``folder``, with a manifest, and may go after this; on rank 0, in a thread of
+        its own, one checkpoint after the other, the last one before ``train`` ends.
         """
 
     def should_stop(self) -> bool:
@@ -92,36 +102,54 @@ def train(
     state = TrainingState(config, train_store, torch.device(device or distributed.default_device()))
     if resume_from is not None:
         state.load(resume_from)
-    total = config.schedule.max_iterations
+    batches = _batches(config, train_store, start=state.step, stop=config.schedule.max_iterations)
+    with CheckpointWriter((config.checkpoint.every or 0) // RUN_AHEAD, hooks.busy) as writer:
+        return _steps(state, state.window.waiting(batches), val_store, writer, folder, hooks)
+
+
+def _steps(
+    state: TrainingState,
+    batches: Iterator[list[Batch]],
+    val_store: Store | None,
+    writer: CheckpointWriter,
+    folder: Path,
+    hooks: Hooks,
+) -> dict[str, float | None]:
+    """All iterations that are left, with what is due after each; the last metrics."""
+    config, total = state.config, state.config.schedule.max_iterations
     metrics: dict[str, float | None] = {}
-    window = state.window
-    batches = _batches(config, train_store, start=state.step, stop=total)
-    for micro_batches in window.waiting(batches):
-        window.add(_updated(state, micro_batches), images=config.schedule.batch_size)
+
+    def save(evaluation: Evaluation | None = None) -> None:
+        _checkpoint(state, writer, folder, hooks, metrics, evaluation)
+
+    for micro_batches in batches:
+        state.window.add(_updated(state, micro_batches), images=config.schedule.batch_size)
         hooks.on_progress(state.step)
+        writer.keep_up(state.step)
         step, last = state.step, state.step == total
         logged = last or step % config.tracking.every == 0
         evaluates = val_store is not None and not last and _due(step, config.evaluation.every)
         saves = not last and _due(step, config.checkpoint.every)
         if logged or evaluates or saves:
-            state.breakdown.check()
+            _settled(state, hooks)
         if logged:
             metrics |= _logged(state, hooks)
-        # Several processes must agree, which costs a wait for the device: not at every step.
-        if (logged or distributed.world_size() == 1) and _asked_to_stop(state, hooks):
-            _checkpoint(state, folder, hooks, metrics)
+        # Several processes must agree, which costs a message to all: not at every step.
+        if (logged or distributed.world_size() == 1) and _asked_to_stop(hooks):
+            save()
+            writer.wait()
             raise TrainingStopped(f"stopped at step {step} of {total}, resumable")
         evaluation = None
         if evaluates and val_store is not None:
             evaluation = _evaluated(state, val_store, hooks)
             metrics |= evaluation.metrics
         if saves:
-            _checkpoint(state, folder, hooks, metrics, evaluation)
+            save(evaluation)
     evaluation = None
     if val_store is not None:
         evaluation = _evaluated(state, val_store, hooks)
         metrics |= evaluation.metrics
-    _checkpoint(state, folder, hooks, metrics, evaluation)
+    save(evaluation)
     return metrics
 
 
@@ -137,11 +165,12 @@ def _updated(state: TrainingState, micro_batches: list[Batch]) -> dict[str, Tens
     raise TrainingError(remedy(state, images, largest_micro_batch(state, micro_batches)))
 
 
-def _asked_to_stop(state: TrainingState, hooks: Hooks) -> bool:
+def _asked_to_stop(hooks: Hooks) -> bool:
     asked = hooks.should_stop()
     if distributed.world_size() == 1:
         return asked
-    return bool(distributed.all_sum(torch.tensor(float(asked), device=state.device)) > 0)
+    # A tensor of the CPU, so by gloo: nobody waits for a device.
+    return bool(distributed.all_sum(torch.tensor(float(asked))) > 0)
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -169,14 +198,15 @@ def _loader_workers(config: TrainingConfig) -> int:
 
 
 def _settled(state: TrainingState, hooks: Hooks) -> None:
-    """Every iteration up to here is told: a checkpoint must not be ahead of that."""
+    """Every iteration up to here is told, and was finite: a checkpoint must not be ahead of that. The one wait for the
+    device of a logged step.
+    """
     columns = state.window.settle(state)
     if columns and distributed.rank() == 0:
         hooks.on_steps(state.step - len(columns["loss"]) + 1, columns)
 
 
 def _logged(state: TrainingState, hooks: Hooks) -> dict[str, float]:
-    _settled(state, hooks)
     metrics = state.window.close(state)
     if distributed.rank() == 0:
         hooks.on_metrics(state.step, metrics)
@@ -202,30 +232,34 @@ def _evaluated(state: TrainingState, store: Store, hooks: Hooks) -> Evaluation:
 
 def _checkpoint(
     state: TrainingState,
+    writer: CheckpointWriter,
     folder: Path,
     hooks: Hooks,
     metrics: dict[str, float | None],
     evaluation: Evaluation | None = None,
 ) -> None:
     """``evaluation`` is one of this very step, if there is one."""
-    state.breakdown.check()
     _settled(state, hooks)
     refuse_broken_weights(state.model.network, state.step)
-    place = folder / f"step_{state.step:08d}" if distributed.rank() == 0 else None
-    if place is not None:
-        try:
-            with hooks.busy():
-                state.save(place)
-                if evaluation is not None:
-                    write_json(place / "detections.json", evaluation.detections)
-                    write_json(place / "per_class.json", evaluation.per_class)
-                write_manifest(place, state.step, evaluation.metrics.get("AP") if evaluation else None)
-        except (OSError, RuntimeError, SafetensorError) as error:  # each says a full disk in its own way
-            raise UnreachableError(
-                f"the checkpoint of step {state.step} can't be written to {place.parent} "
-                f"({' '.join(str(error).split())}); those before it are intact: make room or give write permission, "
-                "and run the same command again"
-            ) from error
-    hooks.on_progress(state.step)
-    hooks.on_checkpoint(state.step, place, metrics)
-    hooks.on_progress(state.step)
+    writer.wait()  # so that there are never two snapshots
+    step, told = state.step, dict(metrics)
+
+    def then() -> None:
+        hooks.on_checkpoint(step, told)
+        hooks.on_progress(state.step)
+
+    if distributed.rank() > 0:
+        writer.start(None, then, step, folder)
+        return
+    snapshot, place = state.snapshot(), folder / f"step_{step:08d}"
+
+    def write() -> None:
+        snapshot.write(place)
+        if evaluation is not None:
+            write_json(place / "detections.json", evaluation.detections)
+            write_json(place / "per_class.json", evaluation.per_class)
+        write_manifest(place, step, evaluation.metrics.get("AP") if evaluation else None)
+        hooks.keep(step, place)
+
+    hooks.on_progress(step)
+    writer.start(write, then, step, folder)

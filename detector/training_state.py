@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,12 @@ from detector import distributed
 from detector.breakdown import Breakdown, loud
 from detector.checkpoints import load_state, save_model, save_state
 from detector.config import TrainingConfig
-from detector.criterion import Totals
+from detector.criterion import Targets, Totals
 from detector.data.loader import Batch
 from detector.data.store import Store
+from detector.errors import InputError
 from detector.model import Detector, build_model
+from detector.outputs import HeadOutputs
 from detector.schedule import build_optimizer, learning_rate, set_rate
 from detector.window import Window
 
@@ -43,10 +46,14 @@ class TrainingState:
         self.average = AveragedModel(self.model.network, multi_avg_fn=self._average) if decay is not None else None
         self.breakdown = Breakdown(device)
         self.window = Window()
-        self.network: nn.Module = self.model.network
+        # Evaluation has other shapes, and other kernels: it is left as it is.
+        self.local: nn.Module = compiled(self.model.network) if config.resources.compile else self.model.network
+        """The network of this process, as it is trained."""
+        self.network = self.local
+        """The same, in step with those of the other processes."""
         if distributed.world_size() > 1:
             self.network = DistributedDataParallel(
-                self.model.network,
+                self.local,
                 device_ids=[device] if device.type == "cuda" else None,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
@@ -65,12 +72,13 @@ class TrainingState:
         if len(micro_batches) > 1:
             # The normalisers of the whole batch are needed before the first backward pass.
             with torch.no_grad():
-                parts = [self._forward(self.model.network, batch, progress)[1].totals for batch in micro_batches]
+                parts = [self._targets(self.forward(batch), batch, progress).totals for batch in micro_batches]
             totals = _global(sum(parts[1:], parts[0]))
         losses: dict[str, Tensor] = {}
         for number, batch in enumerate(micro_batches, 1):
             with self._synchronised(number == len(micro_batches)):
-                outputs, targets = self._forward(self.network, batch, progress)
+                outputs = self.forward(batch, self.network)
+                targets = self._targets(outputs, batch, progress)
                 if totals is None:
                     totals = _global(targets.totals)
                 part = self.model.criterion.losses(outputs, targets, totals)
@@ -97,7 +105,8 @@ class TrainingState:
     def rehearse(self, batch: Batch) -> None:
         """A pass forward and back, as ``update`` does one, on this process alone; what it leaves are gradients."""
         batch = batch.to(self.device)
-        outputs, targets = self._forward(self.model.network, batch, 0.0)
+        outputs = self.forward(batch, self.model.network)
+        targets = self._targets(outputs, batch, 0.0)
         losses = self.model.criterion.losses(outputs, targets, targets.totals)
         torch.stack(list(losses.values())).sum().backward()
 
@@ -114,11 +123,27 @@ class TrainingState:
             return contextlib.nullcontext()
         return self.network.no_sync()
 
-    def _forward(self, network: nn.Module, batch: Batch, progress: float):
+    def forward(self, batch: Batch, network: nn.Module | None = None) -> HeadOutputs:
+        """Raw outputs of ``network``, or of this process' own, in the schedule's precision."""
+        network = self.local if network is None else network
         bfloat16 = self.config.schedule.precision == "bfloat16"
+        images = self.model.normalise(batch.images, batch.sizes)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-            outputs = network(self.model.normalise(batch.images, batch.sizes))
-        return outputs, self.model.criterion.targets(outputs, batch.boxes, batch.labels, progress)
+            if not self.config.resources.compile:
+                return network(images)
+            from torch._dynamo.exc import BackendCompilerFailed
+
+            try:
+                return network(images)
+            except BackendCompilerFailed as error:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise InputError(
+                    f"resources.compile is true, but the network can't be compiled here ({reason}); install a C++ "
+                    "compiler, or set resources.compile=false"
+                ) from error
+
+    def _targets(self, outputs: HeadOutputs, batch: Batch, progress: float) -> Targets:
+        return self.model.criterion.targets(outputs, batch.boxes, batch.labels, progress)
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -133,19 +158,22 @@ class TrainingState:
         finally:
             self.model.network.load_state_dict(kept)
 
-    def save(self, folder: Path) -> None:
-        """Writes model/, state.pt and step.json."""
-        average = self.average.module.state_dict() if self.average is not None else None
-        save_model(self.model, folder / "model", average)
+    def snapshot(self) -> Snapshot:
+        """A copy in this machine's memory, which training on doesn't change. Waits for the device."""
+        average = self.average.state_dict() if self.average is not None else None
         state: dict[str, Any] = {
             "step": self.step,
             "network": self.model.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average is not None else None,
+            "average": average,
             "random": torch.get_rng_state(),
-            "window": self.window.rows,
+            "window": list(self.window.rows),
         }
-        save_state(folder, state, self.step)
+        return Snapshot(self.model, self.step, _copied(state))
+
+    def save(self, folder: Path) -> None:
+        """Writes model/, state.pt and step.json."""
+        self.snapshot().write(folder)
 
     def load(self, folder: Path) -> None:
         """Restores what ``save`` wrote."""
@@ -161,5 +189,41 @@ class TrainingState:
         self.step = state["step"]
 
 
+def compiled(network: nn.Module) -> nn.Module:
+    """``network``, compiled when it is first called, with the same parameters."""
+    return cast(nn.Module, torch.compile(network))
+
+
 def _global(totals: Totals) -> Totals:
     return Totals(distributed.all_sum(totals.vector))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training state as it was after ``step`` iterations."""
+
+    model: Detector
+    """Only for what doesn't change: configuration and categories."""
+    step: int
+    state: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Writes model/, state.pt and step.json."""
+        weights = self.state["network"]
+        if self.state["average"] is not None:
+            prefix = "module."
+            averaged = self.state["average"].items()
+            weights = {key.removeprefix(prefix): value for key, value in averaged if key.startswith(prefix)}
+        save_model(self.model, folder / "model", weights)
+        save_state(folder, self.state, self.step)
+
+
+def _copied(value: Any) -> Any:
+    """``value`` with a copy of every tensor in it, on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return value

@@ -48,10 +48,17 @@ class Window:
         self._images += images
 
     def settle(self, state: TrainingState) -> dict[str, list[float]]:
-        """Sums over all processes of what was added since the last call: for each key a value an iteration."""
+        """Sums over all processes of what was added since the last call: for each key a value an iteration.
+
+        Waits for the device, once. Raises TrainingError where an iteration was not finite.
+        """
         if not self._pending:
             return {}
-        values = distributed.all_sum(torch.stack(self._pending)).tolist()
+        verdict = state.breakdown.figures()
+        sums = distributed.all_sum(torch.cat([verdict, *self._pending])).tolist()
+        state.breakdown.judge(sums[: len(verdict)])
+        width = len(self._keys)
+        values = [sums[start : start + width] for start in range(len(verdict), len(sums), width)]
         first = state.step - len(values)
         self._pending = []
         rows = []

@@ -29,6 +29,7 @@ NOT_DECIDING = frozenset(
         *("plugins.py", "rehearsal.py", "sources.py"),
         # What happens to the weights afterwards.
         *("postprocess.py", "detections.py", "evaluation.py", "inference.py", "checkpoints.py", "checkpoint_store.py"),
+        "checkpoint_writer.py",
         *("matches.py", "bootstrap.py", "fixed_positives.py", "error_kinds.py"),
         *(
             "pictures.py",

@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -52,6 +53,8 @@ class ObjectStore:
         self.root = mirror(self.address)
         self._opened: Any = None
         self._writing: dict[str, _Segments] = {}
+        self._turn = threading.RLock()
+        """Checkpoints are kept, and journals flushed before, by another thread than the one that adds lines."""
         self._merged: dict[str, tuple[list[int], list[str]]] = {}
 
     def prepare(self) -> None:
@@ -157,14 +160,15 @@ class ObjectStore:
 
     def append(self, key: str, lines: bytes, *, guard: str, check: Callable[[Any | None], None], durable: bool) -> None:
         """Keeps the lines until it is time to write a segment."""
-        segments = self._writing.setdefault(key, _Segments(1))
-        segments.pending += lines
-        segments.guard, segments.check = guard, check
-        if durable:
-            self.flush(key)
-        elif time.monotonic() - segments.flushed > FLUSH_S:
-            with contextlib.suppress(UnreachableError):  # the next checkpoint will say so, if it lasts
+        with self._turn:
+            segments = self._writing.setdefault(key, _Segments(1))
+            segments.pending += lines
+            segments.guard, segments.check = guard, check
+            if durable:
                 self.flush(key)
+            elif time.monotonic() - segments.flushed > FLUSH_S:
+                with contextlib.suppress(UnreachableError):  # the next checkpoint will say so, if it lasts
+                    self.flush(key)
 
     def cut(self, key: str, step: int, attempt: int) -> None:
         """Nothing is removed: the attempt's number says what counts."""
@@ -172,13 +176,14 @@ class ObjectStore:
 
     def flush(self, key: str) -> None:
         """Writes a segment, if there is anything new."""
-        segments = self._writing.get(key)
-        if segments is None or not segments.pending or segments.check is None:
-            return
-        segments.check(self.read(segments.guard))
-        name = f"{segments.attempt:04d}-{segments.number:06d}.jsonl"
-        self._call("put_object", Key=f"{self._prefix}{_folder(key)}/{name}", Body=segments.pending)
-        segments.pending, segments.number, segments.flushed = b"", segments.number + 1, time.monotonic()
+        with self._turn:
+            segments = self._writing.get(key)
+            if segments is None or not segments.pending or segments.check is None:
+                return
+            segments.check(self.read(segments.guard))
+            name = f"{segments.attempt:04d}-{segments.number:06d}.jsonl"
+            self._call("put_object", Key=f"{self._prefix}{_folder(key)}/{name}", Body=segments.pending)
+            segments.pending, segments.number, segments.flushed = b"", segments.number + 1, time.monotonic()
 
     def follow(self, key: str, attempts: list[int]) -> Path:
         """All segments, as far as they count, in one file."""

@@ -176,12 +176,12 @@ def _hooks(ledger: Ledger, assignment: Assignment, rank: int, cancelled: threadi
                 ledger.append(identity, line, durable=True)
                 self.evaluated = metrics
 
-        def on_checkpoint(self, step: int, folder: Path | None, metrics: dict[str, float | None]) -> None:
-            if folder is not None:
-                ledger.flush(identity)
-                with heartbeat.busy():
-                    self.checkpoint = checkpoints(ledger, identity).keep(folder, step)
+        def on_checkpoint(self, step: int, metrics: dict[str, float | None]) -> None:
             ray.train.report({"step": step, "checkpoint_path": self.checkpoint, **metrics})
+
+        def keep(self, step: int, folder: Path) -> None:
+            ledger.flush(identity)
+            self.checkpoint = checkpoints(ledger, identity).keep(folder, step)
 
         def should_stop(self) -> bool:
             return cancelled.is_set()

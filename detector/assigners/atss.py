@@ -78,15 +78,15 @@ class ATSSAssigner:
         boxes, real = padded(gt_boxes, anchors.new_empty(0, dtype=exact))
 
         candidates = nearest_anchors(anchors, level_shapes, boxes, self.topk)  # (N, G, K)
-        candidate_boxes = anchors.to(exact)[candidates]  # (N, G, K, 4)
+        candidate_boxes = _rows(anchors, candidates).to(exact)  # (N, G, K, 4)
         # IoUs are rounded to float32 and averaged in float64: then equal ones have exactly their mean, and >= holds.
         anchor_iou = elementwise_iou(candidate_boxes, boxes[:, :, None]).float().to(exact)
         if predicted_boxes is None:
             predicted_iou = torch.zeros_like(anchor_iou)
         else:
-            rows = torch.arange(images, device=device)[:, None, None]
-            predicted_iou = elementwise_iou(predicted_boxes.detach()[rows, candidates].to(exact), boxes[:, :, None])
-            predicted_iou = predicted_iou.float().to(exact)
+            first = torch.arange(images, device=device)[:, None, None] * len(anchors)
+            found = _rows(predicted_boxes.detach().flatten(0, 1), candidates + first).to(exact)
+            predicted_iou = elementwise_iou(found, boxes[:, :, None]).float().to(exact)
 
         wp = scheduled_weight(self.predicted_weight, progress)
         wa = scheduled_weight(self.anchor_weight, progress)
@@ -94,8 +94,8 @@ class ATSSAssigner:
         # Eq. (3): the deviations are taken separately and added, not recomputed on the sum.
         threshold = wp * _mean_plus_std(predicted_iou) + wa * _mean_plus_std(anchor_iou)  # (N, G)
         center = (candidate_boxes[..., :2] + candidate_boxes[..., 2:]) / 2
-        to_edges = torch.cat((center - boxes[:, :, None, :2], boxes[:, :, None, 2:] - center), -1)
-        inside = to_edges.amin(-1) > INSIDE_MARGIN
+        to_edges = torch.minimum(center - boxes[:, :, None, :2], boxes[:, :, None, 2:] - center)
+        inside = torch.minimum(to_edges[..., 0], to_edges[..., 1]) > INSIDE_MARGIN
         positive = (combined >= threshold[..., None]) & inside & real[..., None]
         return _resolve(candidates, positive, combined, predicted_iou, anchors)
 
@@ -120,21 +120,36 @@ def _mean_plus_std(iou: Tensor) -> Tensor:
     return mean.squeeze(-1) + variance.sqrt()
 
 
-def _resolve(candidates: Tensor, positive: Tensor, combined: Tensor, predicted_iou: Tensor, anchors: Tensor):
-    """Gives an anchor that is positive for several boxes to the highest combined IoU, the lowest index on a tie."""
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of ``table`` (A, 4) at ``index`` (...,) -> (..., 4)."""
+    return table.index_select(0, index.flatten()).view(*index.shape, table.shape[-1])
+
+
+def _resolve(
+    candidates: Tensor, positive: Tensor, combined: Tensor, predicted_iou: Tensor, anchors: Tensor
+) -> Assignment:
+    """Gives an anchor that is positive for several boxes to the highest combined IoU, the lowest index on a tie.
+
+    What is dense are the two results alone, and all work goes through the candidates' places in them.
+    """
     images, per_image, per_box = candidates.shape
     shape = (images, len(anchors))
     anchor = candidates.reshape(images, -1)  # (N, S), S = G * K
     gt = torch.arange(per_image, device=anchor.device).repeat_interleave(per_box).expand(images, -1)
     score = torch.where(positive, combined, -1.0).reshape(images, -1)
-    best = score.new_full(shape, -1.0).scatter_reduce(1, anchor, score, "amax")
+    owner = torch.full(shape, BACKGROUND, device=anchor.device)
+    # The place of an anchor's owner serves for its best score first: as wide, but where there is no float64.
+    best = owner.view(score.dtype) if score.element_size() == 8 else score.new_empty(shape)
+    best.scatter_(1, anchor, -1.0).scatter_reduce_(1, anchor, score, "amax")
     wins = positive.reshape(images, -1) & (score == best.gather(1, anchor))
-    owner = gt.new_full(shape, per_image).scatter_reduce(1, anchor, gt.where(wins, per_image), "amin")
-    wins = wins & (owner.gather(1, anchor) == gt)
+    owner.scatter_(1, anchor, per_image).scatter_reduce_(1, anchor, gt.where(wins, per_image), "amin")
+    owned = owner.gather(1, anchor)
+    owner.scatter_(1, anchor, owned.where(owned < per_image, BACKGROUND))
+    wins = wins & (owned == gt)
     iou = torch.where(wins, predicted_iou.reshape(images, -1), 0.0).to(anchors.dtype)
     return Assignment(
-        gt_index=owner.where(owner < per_image, BACKGROUND),
-        predicted_iou=torch.zeros(shape, dtype=anchors.dtype, device=anchor.device).scatter_add(1, anchor, iou),
+        gt_index=owner,
+        predicted_iou=torch.zeros(shape, dtype=anchors.dtype, device=anchor.device).scatter_add_(1, anchor, iou),
         candidate_anchor=anchor,
         candidate_gt=gt,
         candidate_positive=wins,
@@ -148,30 +163,65 @@ def nearest_anchors(anchors: Tensor, level_shapes: Sequence[tuple[int, int]], bo
     on ties. Centres form a grid, so the search never looks at all anchors: an anchor in the box's i-th nearest column
     and j-th nearest row has i * j - 1 others at least as near, and can't be among the k nearest if i * j > k.
     """
-    center = (boxes[..., :2] + boxes[..., 2:]) / 2
+    images, per_image, _ = boxes.shape
+    levels = len(level_shapes)
+    lines = _lines(anchors, level_shapes, boxes.dtype)
+    center = ((boxes[..., :2] + boxes[..., 2:]) / 2).view(-1, 2)  # (P, 2), P = N * G
+    points = center.t()[:, None].expand(2, levels, -1).reshape(2 * levels, -1)
+    first, place, distance = _nearest_on_lines(lines, points, topk)  # (2L, P), (topk, 2L, P), (topk, 2L, P)
+    distance = distance.square()
+    reach = list(enumerate(topk // (row + 1) for row in range(topk)))
+    half = (topk - 1).bit_length()
+    rows = place[:, levels:] << half
+    spot = torch.cat([rows[row] | place[:far, :levels] for row, far in reach])  # (spots, L, P)
+    away = torch.cat([distance[row, levels:] + distance[:far, :levels] for row, far in reach])
+    # Bits of numbers that aren't negative are in their order. The last ones make way for the spot, so that distances
+    # equal but for rounding are in the order of their indices, and sorting once is enough.
+    bits = away.view(torch.int64) if away.element_size() == 8 else away.view(torch.int32).long() << 32
+    low = (1 << 2 * half) - 1
+    spot = (bits & ~low | spot).movedim(0, -1).topk(topk, largest=False).values & low  # (L, P, topk)
+    row, column = first[levels:, :, None] + (spot >> half), first[:levels, :, None] + (spot & (low >> half))
     found, start = [], 0
-    for height, width in level_shapes:
-        level = anchors[start : start + height * width].to(boxes.dtype)
-        columns, dx = _nearest_on_line((level[:width, 0] + level[:width, 2]) / 2, center[..., 0], topk)
-        rows, dy = _nearest_on_line((level[::width, 1] + level[::width, 3]) / 2, center[..., 1], topk)
-        pairs = [(i, j) for i in range(dx.shape[-1]) for j in range(dy.shape[-1]) if (i + 1) * (j + 1) <= topk]
-        i, j = torch.tensor(pairs, device=boxes.device).unbind(-1)
-        index, order = (rows[..., j] * width + columns[..., i]).sort(-1)
-        distance = (dx[..., i] ** 2 + dy[..., j] ** 2).gather(-1, order)
-        nearest = distance.argsort(dim=-1, stable=True)[..., : min(topk, height * width)]
-        found.append(index.gather(-1, nearest) + start)
+    for level, (height, width) in enumerate(level_shapes):
+        # Places that a small level doesn't have are infinitely far away, so they come last.
+        kept = min(topk, height * width)
+        found.append(row[level, :, :kept] * width + column[level, :, :kept] + start)
         start += height * width
-    return torch.cat(found, -1)
+    return torch.cat(found, -1).view(images, per_image, -1)
 
 
-def _nearest_on_line(line: Tensor, points: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` values of the ascending ``line`` (W,) nearest to ``points`` (N, G), the lowest index on ties.
-
-    Returns their indices and absolute distances, (N, G, min(count, W)) each, nearest first.
+def _lines(anchors: Tensor, level_shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> Tensor:
+    """Where the columns of each level's centres are, then its rows: (2L, W), ascending, minus infinity before them and
+    infinity behind.
     """
-    window = min(2 * count, len(line))
-    first = (torch.searchsorted(line.contiguous(), points.contiguous()) - count).clamp(0, len(line) - window)
-    index = first[..., None] + torch.arange(window, device=line.device)
-    distance, order = (line[index] - points[..., None]).abs().sort(dim=-1, stable=True)
-    kept = min(count, len(line))
-    return index.gather(-1, order)[..., :kept], distance[..., :kept]
+    longest = max(max(shape) for shape in level_shapes)
+    lines = torch.full((2 * len(level_shapes), longest + 2), torch.inf, dtype=dtype, device=anchors.device)
+    lines[:, 0] = -torch.inf
+    start = 0
+    for level, (height, width) in enumerate(level_shapes):
+        columns, rows = anchors[start : start + width, 0::2], anchors[start : start + height * width : width, 1::2]
+        lines[level, 1 : width + 1] = columns.to(dtype).sum(-1) / 2
+        lines[len(level_shapes) + level, 1 : height + 1] = rows.to(dtype).sum(-1) / 2
+        start += height * width
+    return lines
+
+
+def _nearest_on_lines(lines: Tensor, points: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``count`` places on each of ``lines`` (M, W), made by ``_lines``, nearest to its ``points`` (M, P).
+
+    They lie side by side. Returns the index of the first in that order (M, P); and, nearest first and the lowest index
+    on ties, how many after that first one each is, and its distance, (count, M, P) both. Where a line has no more
+    places the distance is infinite.
+    """
+    right = torch.searchsorted(lines, points.contiguous())
+    last, indices, distances = lines.shape[1] - 1, [], []
+    for taken in range(count):  # outwards: the nearer of the two next places
+        left = right - taken - 1
+        to_left = points - lines.gather(1, left.clamp(min=0))
+        to_right = lines.gather(1, right.clamp(max=last)) - points
+        is_right = to_right < to_left
+        indices.append(right.where(is_right, left))
+        distances.append(torch.minimum(to_left, to_right))
+        right = right + is_right
+    first = right - count
+    return first - 1, torch.stack(indices) - first, torch.stack(distances)  # a line begins with minus infinity

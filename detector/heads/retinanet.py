@@ -17,7 +17,7 @@ from detector.criterion import Criterion, Targets, Totals
 from detector.layers import initialise, initialise_prior
 from detector.outputs import HeadOutputs, flatten, gather
 
-UNIT_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+UNIT_WEIGHTS = (1.0, 1.0)
 
 
 class RetinaNetHead(nn.Module):

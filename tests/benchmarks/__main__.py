@@ -24,24 +24,32 @@ from tests.benchmarks.alternating import Figure
 ENTRIES = {
     "assignment": "label assignment against a vectorised one, image by image",
     "assignment_share": "share of assignment and losses in a small training step",
+    "checkpoints": "steps with a checkpoint every 50 against steps without, R50",
     "combined_cost": "combined IoUs against plain ATSS, R50",
     "compiled_inference": "the network of ATSS R50 at 800x1344, compiled and not",
     "inference": "ATSS R50 at 800x1344 against torchvision's FCOS, and against matrix multiplications",
     "postprocessing": "its share of an image's inference, with many candidates",
     "report_time": "writing the report of a large sweep",
+    "training_compiled": "a compiled training step against one that isn't, R50",
+    "training_memory": "memory of a training step against torchvision's FCOS, R50",
+    "training_step": "a training step against torchvision's FCOS, R50",
+    "two_workers": "two workers of one thread each against one, R50",
 }
+# Those that take the better part of an hour are measured only by name.
+LONG = {"checkpoints"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     listing = "\n".join(f"  {name:22} {what}" for name, what in ENTRIES.items())
+    listed = ", ".join(sorted(LONG))
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
         description=__doc__,
         epilog=f"entries:\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="entries to measure; default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"entries to measure; default: all but {listed}")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     unknown = [name for name in arguments.names if name not in ENTRIES]
@@ -50,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.json:
         print("; ".join(f"{key} {value}" for key, value in machine().items()))
     found: dict[str, list[Figure]] = {}
-    for name in arguments.names or ENTRIES:
+    for name in arguments.names or [name for name in ENTRIES if name not in LONG]:
         began = time.perf_counter()
         print(f"{name}: measuring {ENTRIES[name]} …", file=sys.stderr, flush=True)
         found[name] = importlib.import_module(f"tests.benchmarks.{name}").measure()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from unittest.mock import ANY
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from detector.anchors import grid_anchors, level_shapes
 from detector.assigners import ATSSAssigner
+from detector.assigners.atss import nearest_anchors
 from detector.boxes import elementwise_iou
 from tests.detector.plain_atss import assign, candidates
 
@@ -122,6 +127,54 @@ def test_candidates_list_every_positive_once():
         )
         assert len(listed) == mask.sum()
         assert listed == {a: g for a, g in enumerate(result.gt_index[image].tolist()) if g >= 0}
+
+
+class Made(TorchDispatchMode):
+    """Elements of all that operators make anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given = {place(each) for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
+        made = [each for each in tree_leaves(result) if isinstance(each, torch.Tensor) and place(each) not in given]
+        self.sizes += [tensor.numel() for tensor in made]
+        return result
+
+
+def place(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def test_only_the_results_grow_with_the_image():
+    generator = torch.Generator().manual_seed(8)
+    gt_boxes = [random_boxes(count, generator) for count in (20, 13)]
+    rest = []
+    for factor in (1, 2):
+        shapes = level_shapes(512 * factor, 640 * factor)
+        anchors = grid_anchors(shapes)
+        predicted = anchors.expand(2, -1, -1).contiguous()
+        with Made() as made:
+            result = ATSSAssigner()(anchors, shapes, gt_boxes, predicted)
+        dense = result.gt_index.numel()
+        assert [size for size in made.sizes if size > dense / 2] == ([dense] * 2 if factor == 2 else ANY)
+        rest.append(sum(made.sizes) - 2 * dense)
+    # The rest depends on the boxes, and on the image's sides by the lines of the grid alone.
+    assert 0 <= rest[1] - rest[0] < 3000 < rest[0] / 10
+
+
+@pytest.mark.parametrize("side", [1.0, 24.0, 64.0, 100.0])
+def test_ties_by_the_lowest_index_all_over_the_grid(side):
+    """Centres on, between and half-way between grid points, where many anchors are equally far, out to the borders."""
+    anchors = grid_anchors(SHAPES)
+    places = torch.tensor([(x, y) for x in range(-8, 177, 4) for y in range(-8, 145, 4)], dtype=torch.float32)
+    boxes = torch.cat((places - side / 2, places + side / 2), 1)
+    found = nearest_anchors(anchors, SHAPES, boxes.double()[None], 9)[0]
+    table = anchors.double().tolist()
+    for box, mine in zip(boxes.double().tolist()[::7], found.tolist()[::7], strict=True):
+        assert mine == candidates(table, SHAPES, box, 9)
 
 
 def test_no_boxes_is_all_background():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -12,6 +14,7 @@ from detector.backbones import RESNETS, build_backbone, load_pretrained
 from detector.config import HeadConfig, ModelConfig, NeckConfig
 from detector.data.coco import Category
 from detector.errors import InputError
+from detector.layers import FrozenBatchNorm
 from detector.model import build_model
 from detector.weights import resolve_weights
 
@@ -41,6 +44,51 @@ def test_a_torchvision_state_dict_gives_torchvisions_features(tmp_path):
     assert [tuple(feature.shape[1:]) for feature in got] == [(128, 8, 12), (256, 4, 6), (512, 2, 3)]
     for mine, theirs in zip(got, expected, strict=True):
         assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+def with_torchvisions_norm(module):
+    """A copy of ``module`` whose frozen normalisations are torchvision's own."""
+    twin = copy.deepcopy(module)
+    for part in list(twin.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, FrozenBatchNorm):
+                plain = FrozenBatchNorm2d(child.weight.numel(), child.eps)
+                plain.load_state_dict(child.state_dict())
+                setattr(part, name, plain)
+    return twin
+
+
+@pytest.mark.parametrize("name", ["r18", "r50", "r50_dcn"])
+def test_frozen_normalisation_in_place_gives_torchvisions_numbers_and_gradients(name):
+    torch.manual_seed(2)
+    mine = build_backbone(ModelConfig(backbone=name, norm="frozen_bn", weights="none"))
+    for module in mine.modules():
+        if isinstance(module, FrozenBatchNorm):
+            nn.init.uniform_(module.weight, 0.2, 0.6)
+            nn.init.uniform_(module.bias, -0.1, 0.1)
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+    theirs = with_torchvisions_norm(mine)
+    assert not any(isinstance(module, FrozenBatchNorm) for module in theirs.modules())
+    images = torch.randn(1, 3, 64, 64)
+    found = [backbone(images) for backbone in (mine, theirs)]
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    for features in found:
+        sum(feature.square().mean() for feature in features).backward()
+    gradients = [{key: each.grad for key, each in backbone.named_parameters()} for backbone in (mine, theirs)]
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradient, gradients[1][key]) for key, gradient in gradients[0].items())
+
+
+def test_feature_maps_stay_bfloat16_behind_frozen_normalisation():
+    backbone = build_backbone(ModelConfig(backbone="r18", norm="frozen_bn", weights="none"))
+    plain = with_torchvisions_norm(backbone)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found, expected = backbone(images), plain(images)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.dtype, other.dtype) == (torch.bfloat16, torch.float32)
+        assert (one.float() - other).norm() < 0.05 * other.norm()
 
 
 def test_the_stem_and_first_stage_are_frozen_only_with_pretrained_weights():

@@ -37,12 +37,12 @@ def break_down(config, uri, broken_rank, broken):
     state.model.criterion.losses = faulty
     before = None
     for number, batches in enumerate(_batches(config, open_store(uri), start=0, stop=4), 1):
-        state.update(batches)
+        state.window.add(state.update(batches), images=4)
         if number == 2:
-            state.breakdown.check()
+            state.window.settle(state)
             before = everything(state)
     with pytest.raises(TrainingError) as error:
-        state.breakdown.check()
+        state.window.settle(state)
     return before, everything(state), str(error.value)
 
 

@@ -154,7 +154,7 @@ class Kept(Hooks):
         self.evaluations.append(metrics["loss_reg_fixed"])
         self.draws.append((torch.get_rng_state(), np.random.get_state()[1].tolist()))
 
-    def on_checkpoint(self, step, folder, metrics):
+    def keep(self, step, folder):
         self.checkpoints.append(folder)
 
 

@@ -13,15 +13,15 @@ from tests.detector.conftest import small_config
 
 def test_the_largest_micro_batch_that_fits_is_found_and_named(generated, tmp_path, monkeypatch):
     passes = []
-    forward = training_state.TrainingState._forward
+    forward = training_state.TrainingState.forward
 
-    def small(self, network, batch, progress):
+    def small(self, batch, network=None):
         passes.append(len(batch))
         if len(batch) > 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return forward(self, network, batch, progress)
+        return forward(self, batch, network)
 
-    monkeypatch.setattr(training_state.TrainingState, "_forward", small)
+    monkeypatch.setattr(training_state.TrainingState, "forward", small)
     config = small_config(
         schedule={"batch_size": 8, "recipe_batch_size": 8, "iterations": 2}, data={"short_side": 64, "long_side": 64}
     )
@@ -34,9 +34,9 @@ def test_the_largest_micro_batch_that_fits_is_found_and_named(generated, tmp_pat
 
 
 def test_where_not_one_image_fits_it_says_what_else_to_do(generated, tmp_path, monkeypatch):
-    def none(self, network, batch, progress):
+    def none(self, batch, network=None):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(training_state.TrainingState, "_forward", none)
+    monkeypatch.setattr(training_state.TrainingState, "forward", none)
     with pytest.raises(TrainingError, match=r"too small for a single image a worker; lower data.short_side"):
         train(small_config(), generated[0], folder=tmp_path)

@@ -35,7 +35,7 @@ class Journal(Hooks):
     def on_evaluation(self, step, metrics):
         self.evaluations[step] = metrics
 
-    def on_checkpoint(self, step, folder, metrics):
+    def keep(self, step, folder):
         self.checkpoints.append((step, folder))
 
     def should_stop(self):

@@ -107,6 +107,7 @@ OTHERS: dict[str, Any] = {
     "resources.placement": "spread",
     "resources.micro_batch_size": 2,
     "resources.loader_workers": 2,
+    "resources.compile": True,
     "resources.stall_timeout_s": 3,
 }
 # Their only other values go together, or there is but one value.
