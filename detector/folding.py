@@ -78,6 +78,7 @@ def _merged(conv: nn.Module, norm: FrozenBatchNorm2d, precision: torch.dtype) ->
         shift = shift + bias * scale
     kept = torch.float32 if isinstance(conv, DeformableConv) else precision
     twin = _with(conv, {})
+    twin.__dict__.pop("bias", None)  # a None that was never registered would hide the parameter
     twin._parameters = {
         "weight": nn.Parameter((weight * scale.view(-1, 1, 1, 1)).to(kept), requires_grad=False),
         "bias": nn.Parameter(shift.to(kept), requires_grad=False),

@@ -64,7 +64,7 @@ def test_candidates_are_those_of_ranking_everything(family, layout):
         ({"threshold_on": "final", "candidates_per_level": 100}, None),
         ({"threshold_on": "final", "score": "product", "ranking": "class"}, 0.02),
         ({"candidates_per_level": 50}, 0.0),
-        ({}, 0.9),
+        ({}, 0.3),
         ({"score_threshold": 1.0}, None),
     ):
         rules = PostprocessConfig.model_validate(config.postprocess.model_dump() | changes)
@@ -95,7 +95,7 @@ def test_nothing_is_lost_at_the_threshold_in_bfloat16(family):
 
 def test_logits_that_can_pass_are_told_from_those_that_can_not():
     rules = PostprocessConfig(threshold_on="final")
-    logits = torch.linspace(-20, 20, 200_001)
+    logits = torch.linspace(-40, 20, 600_001)
     for threshold in (1e-6, 0.02, 0.05, 0.5, 0.97, 1 - 1e-6):
         for config, scores in ((rules, logits.sigmoid().sqrt()), (PostprocessConfig(), logits.sigmoid())):
             least = least_logit(threshold, config, quality=True)
