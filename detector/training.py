@@ -159,7 +159,8 @@ def _batches(config: TrainingConfig, store: Store, *, start: int, stop: int) -> 
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         micro_batch_size=config.resources.micro_batch_size,
-        **config.resources.loader(),
+        loader_workers=config.resources.loader_processes,
+        loader_threads=config.resources.loader_threads,
     )
 
 
@@ -185,7 +186,8 @@ def _evaluated(state: TrainingState, store: Store, hooks: Hooks) -> Evaluation:
             store,
             state.config.data,
             batch_size=state.config.evaluation.batch_size,
-            **state.config.resources.loader(),
+            loader_workers=state.config.resources.loader_processes,
+            loader_threads=state.config.resources.loader_threads,
             tell=lambda: hooks.on_progress(state.step),
             alone=hooks.busy,
         )

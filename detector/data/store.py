@@ -112,9 +112,9 @@ class Store:
                 f"{self.uri}/{name} does not have the checksum of its manifest; delete the store and convert the "
                 "data again"
             )
-        table = pa.ipc.open_file(content).read_all().combine_chunks()
+        table = pa.ipc.open_file(content).read_all()
         return {
-            field: table[field].chunk(0) if len(table) else pa.array([], table[field].type)
+            field: table[field].chunk(0) if len(table) else pa.array([], table[field].type)  # written as one batch
             for field in table.column_names
         }
 
