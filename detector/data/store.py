@@ -301,10 +301,8 @@ def _ensure_remote(root: str | Path, split: str, uri: str) -> Store:
 
 def _numbers(column: pa.Array) -> np.ndarray:
     """A column without nulls as a view; Arrow's own way would import pandas, which takes longer than all the rest."""
-    content = column.buffers()[1]
-    if content is None:
-        return np.zeros(0, column.type.to_pandas_dtype())
-    values = np.frombuffer(content, column.type.to_pandas_dtype())
+    kind, content = np.dtype(str(column.type)), column.buffers()[1]  # Arrow's names of numbers are NumPy's, too
+    values = np.zeros(0, kind) if content is None else np.frombuffer(content, kind)
     return values[column.offset : column.offset + len(column)]
 
 
