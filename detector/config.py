@@ -243,12 +243,15 @@ class ResourcesConfig(Section):
     stall_timeout_s: PositiveFloat = 120
     """Seconds without a step after which a worker counts as hung."""
 
-    def loader(self) -> dict[str, int]:
-        """``loader_workers`` and ``loader_threads``: how many processes read images for a worker, and how many threads
-        each has: the CPUs but one, which trains, are shared out among them."""
-        others = self.cpus_per_worker - 1
-        processes = others if self.loader_workers is None else self.loader_workers
-        return {"loader_workers": processes, "loader_threads": max(1, others // max(1, processes))}
+    @property
+    def loader_processes(self) -> int:
+        """`loader_workers`, or what stands for it."""
+        return self.cpus_per_worker - 1 if self.loader_workers is None else self.loader_workers
+
+    @property
+    def loader_threads(self) -> int:
+        """Threads of each of them: the CPUs but one, which trains, are shared out."""
+        return max(1, (self.cpus_per_worker - 1) // max(1, self.loader_processes))
 
 
 class TrainingConfig(Section):

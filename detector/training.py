@@ -188,7 +188,8 @@ def _batches(config: TrainingConfig, store: Store, *, start: int, stop: int) -> 
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         micro_batch_size=config.resources.micro_batch_size,
-        **config.resources.loader(),
+        loader_workers=config.resources.loader_processes,
+        loader_threads=config.resources.loader_threads,
     )
 
 
@@ -209,15 +210,14 @@ def _logged(state: TrainingState, hooks: Hooks) -> dict[str, float]:
 
 
 def _evaluated(state: TrainingState, store: Store, hooks: Hooks) -> Evaluation:
-    loader = state.config.resources.loader()
     with state.averaged_weights():
         result = evaluate(
             state.model,
             store,
             state.config.data,
             batch_size=state.config.evaluation.batch_size,
-            loader_workers=loader["loader_workers"],
-            loader_threads=loader["loader_threads"],
+            loader_workers=state.config.resources.loader_processes,
+            loader_threads=state.config.resources.loader_threads,
             tell=lambda: hooks.on_progress(state.step),
             alone=hooks.busy,
         )

@@ -203,7 +203,8 @@ def _batches(config: TrainingConfig, sample: Any) -> Any:
         rank=resources.workers - 1,  # whose share is the largest
         world_size=resources.workers,
         micro_batch_size=resources.micro_batch_size,
-        **resources.loader(),
+        loader_workers=resources.loader_processes,
+        loader_threads=resources.loader_threads,
     )
 
 

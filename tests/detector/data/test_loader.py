@@ -138,8 +138,8 @@ def test_loader_processes_have_the_threads_that_they_are_given(threads, caplog):
     [(1, None, 0, 1), (4, None, 3, 1), (8, 2, 2, 3), (2, 4, 4, 1), (4, 0, 0, 3)],
 )
 def test_the_cpus_but_one_are_shared_out_among_the_loader_processes(cpus, asked, processes, threads):
-    found = ResourcesConfig(cpus_per_worker=cpus, loader_workers=asked).loader()
-    assert found == {"loader_workers": processes, "loader_threads": threads}
+    found = ResourcesConfig(cpus_per_worker=cpus, loader_workers=asked)
+    assert (found.loader_processes, found.loader_threads) == (processes, threads)
 
 
 def _threads(_: int) -> int:
