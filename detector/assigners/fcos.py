@@ -48,12 +48,12 @@ class FCOSAssigner:
         counts = [height * width for height, width in level_shapes]
         if sum(counts) != len(anchors) or len(counts) > len(STRIDES):
             raise ValueError(f"{len(anchors)} anchors don't fill the levels {list(level_shapes)}, one a location")
-        repeats = torch.tensor(counts)
-        strides = torch.tensor(STRIDES[: len(counts)], dtype=anchors.dtype)
-        lower, upper = NEAREST * strides, FARTHEST * strides
-        lower[0], upper[-1] = 0.0, float("inf")
+        strides = STRIDES[: len(counts)]
+        nearest = [0.0, *(NEAREST * stride for stride in strides[1:])]
+        farthest_of = [*(FARTHEST * stride for stride in strides[:-1]), float("inf")]
         stride, lower, upper = (
-            value.repeat_interleave(repeats).to(anchors.device) for value in (strides, lower, upper)
+            torch.cat([anchors.new_full((count,), value) for count, value in zip(counts, values, strict=True)])
+            for values in (strides, nearest, farthest_of)
         )
 
         boxes, real = padded(gt_boxes, anchors)
