@@ -8,6 +8,7 @@ are there Ray datasets, for which an actor would stand by.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from datetime import timedelta
@@ -57,6 +58,14 @@ def process_group(*, gpus: bool) -> Iterator[None]:
         torch.cuda.set_device(get_device())
     context: Any = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
+    # As torchrun and Ray Train leave them for whoever asks.
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "NODE_RANK": str(context.get_node_rank()),
+    }
     if size == 1:
         yield
         return
