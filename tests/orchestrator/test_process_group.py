@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -40,7 +41,10 @@ def test_one_worker_has_no_process_group(monkeypatch: pytest.MonkeyPatch) -> Non
 
     from orchestrator.process_group import process_group
 
-    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    numbers = {"world_rank": 0, "world_size": 1, "local_rank": 0, "local_world_size": 1, "node_rank": 0}
+    context = SimpleNamespace(**{f"get_{name}": lambda value=value: value for name, value in numbers.items()})
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     with process_group(gpus=False):
         assert not dist.is_initialized()
+        assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("0", "1")
