@@ -70,7 +70,5 @@ def test_what_can_not_be_compiled_is_one_sentence(generated, monkeypatch):
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(training_state, "compiled", lambda network: torch.compile(network, backend=fail))
-    with pytest.raises(
-        InputError, match=r"resources.compile is true, but .*C\+\+ compiler, or set resources.compile=false"
-    ):
+    with pytest.raises(InputError, match=r"resources.compile is true, but .*or set resources.compile=false"):
         steps(configs()[1], generated[0], 1)
