@@ -53,6 +53,7 @@ DECIDING: dict[str, Any] = {
     "model.pixels.mean": [1, 2, 3],
     "model.pixels.deviation": [1, 1, 1],
     "data.resize": "opencv",
+    "data.scaled_decoding": True,
     "data.short_side": [640, 800],
     "data.long_side": 1000,
     "data.keep_empty": True,
