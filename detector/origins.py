@@ -38,9 +38,14 @@ def default_tracking_uri() -> str:
     return f"sqlite:///{storage}/mlflow.db"
 
 
+# A password may look like a port and a path; web addresses alone have an @ behind these.
+_DATABASE = re.compile(r"(?<=://)(?<!http://)(?<!https://)[^/\s@:]*:\S*@")
 _PASSWORD = re.compile(r"(?<=://)[^/\s@:]*:(?!\d+(?:[/?#\s'\")]|$))\S*@")
 _USER = re.compile(r"(?<=://)[^/\s]*@")
-_QUERY = re.compile(r"([?&;][\w.-]*(?:password|passwd|pwd|token|secret|key)[\w.-]*=)[^&;\s'\")]+", re.IGNORECASE)
+_NO_SCHEME = re.compile(r"(?<![\w:/.@%+-])[\w.%+-]+:[^\s@/]+@(?=[\w\[])")
+_QUERY = re.compile(
+    r"([?&;][\w.-]*(?:password|passwd|pwd|token|secret|key|odbc_connect)[\w.-]*=)[^&;\s'\")]+", re.IGNORECASE
+)
 
 
 def without_secrets(text: str) -> str:
@@ -49,7 +54,9 @@ def without_secrets(text: str) -> str:
     >>> without_secrets("postgresql://me:p@ss/word@db:5432/mlflow?sslpassword=x")
     'postgresql://db:5432/mlflow?sslpassword=...'
     """
-    return _QUERY.sub(r"\1...", _USER.sub("", _PASSWORD.sub("", text)))
+    for address in (_DATABASE, _PASSWORD, _USER, _NO_SCHEME):
+        text = address.sub("", text)
+    return _QUERY.sub(r"\1...", text)
 
 
 def _download(uri: str, tracking_uri: str) -> Path:

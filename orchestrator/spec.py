@@ -379,9 +379,9 @@ def _check_references(said: _SweepFile, names: Sequence[str], document: Document
             if name not in names:
                 where = document.where(("compare", index))
                 raise InputError(f'{where}: compare names an unknown row "{name}"; {suggestion(name, names)}')
-        if pair[0] == pair[1] or pair in said.compare[:index]:
+        if pair[0] == pair[1] or {*pair} in [{*other} for other in said.compare[:index]]:
             where = document.where(("compare", index))
-            problem = "a row with itself" if pair[0] == pair[1] else "the same pair twice"
+            problem = "a row with itself" if pair[0] == pair[1] else "the same two rows twice"
             raise InputError(f'{where}: compare has {problem} ("{pair[0]}", "{pair[1]}"); remove it')
     for index, figure in enumerate(said.figures):
         for name in figure.rows:

@@ -6,6 +6,7 @@ import csv
 import io
 from typing import Any
 
+from detector.document import listed
 from orchestrator.comparison import Comparison, Pair
 from orchestrator.report.table import UNDEFINED
 from orchestrator.statistics.looks import look_level
@@ -17,6 +18,8 @@ HEAD = (
 )
 TEXT = frozenset({"pair", "verdict", "size"})
 """Columns of words; the others are figures."""
+CLASSES_NAMED = 10
+"""More classes without boxes are only counted."""
 Interval = tuple[float, float] | None
 
 
@@ -97,7 +100,7 @@ def pair_notes(comparison: Comparison) -> list[str]:
     if comparison.without_boxes:
         found.append(
             "Undefined, and in no AP, since no validation image has a box of them: "
-            + ", ".join(comparison.without_boxes)
+            + listed(comparison.without_boxes, CLASSES_NAMED)
             + "."
         )
     return found

@@ -313,6 +313,8 @@ def test_missing_matches_and_undefined_classes_are_said(plan: Plan) -> None:
     with_images(plan, ledger, without=(7,))
     comparison = compare(plan, ledger)
     assert any(note.endswith("has a box of them: dog.") for note in pair_notes(comparison))
+    many = replace(comparison, without_boxes=tuple(f"class {number}" for number in range(3000)))
+    assert any(note.endswith("class 8, class 9 and 2990 more.") for note in pair_notes(many))
     for row in plan.rows:
         ledger.resamples[row.identity] = replace(ledger.resamples[row.identity], ap=np.full(1000, np.nan))
     assert compare(plan, ledger).pairs[0].images_missing == "AP is undefined on most resamples of the images"

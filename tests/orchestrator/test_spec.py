@@ -67,6 +67,12 @@ def test_a_table_is_read(tmp_path: Path) -> None:
         ("seeds: [0]", "seeds: [true]", 13, ["seeds.0 is true", "a whole number ≥ 0"]),
         ("seeds: [0]", "seeds: [9999999999]", 13, ["seeds.0 is 9999999999", "≤ 4,294,967,295"]),
         ('compare: [["1:1", "D_up:1"]]', 'compare: [["1:1"]]', 12, ["compare.0 is ['1:1']", "a pair, each text"]),
+        (
+            'compare: [["1:1", "D_up:1"]]',
+            'compare: [["1:1", "D_up:1"], ["D_up:1", "1:1"]]',
+            12,
+            ["the same two rows twice", '("D_up:1", "1:1")', "remove it"],
+        ),
         ("{model.assigner.predicted_weight: up}", "3", 11, ["rows.1.set is 3, but must be a mapping;"]),
         ("{PIoUs: D_up, AIoUs: 1}", "3", 10, ["rows.1.show is 3, but must be a mapping, each text;"]),
         ("name: tiny", "name: a/b", 1, ['name is "a/b"', "letters"]),
