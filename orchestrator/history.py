@@ -70,6 +70,10 @@ class History:
         before = _read(self._ledger, _basis(last))
         return differences(before, basis) if before else ()
 
+    def seeds(self, row: str) -> tuple[int, ...]:
+        """Seeds with which the sweep was run for ``row``, in ascending order."""
+        return tuple(sorted(int(seed) for seed in self._rows.get(row, {})))
+
     def dropped(self, rows: Iterable[str]) -> tuple[str, ...]:
         """Rows that the sweep had when it was last run and that aren't among ``rows``."""
         present = set(rows)

@@ -7,9 +7,9 @@ cluster (:mod:`orchestrator.outlook`).
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,18 +18,16 @@ from detector.config import ModelConfig, TrainingConfig
 from detector.data.places import IN_SWEEPS, check_places
 from detector.document import suggestion
 from detector.errors import InputError
-from detector.keys import Setting, flat, leaves, resolve
+from detector.keys import Setting, flat
 from detector.plugins import Plugin
-from detector.refusals import short
 from detector.weights import resolve_weights
 from orchestrator.dataset import Facts, SplitFacts
-from orchestrator.departures import departures, evaluation_departures
+from orchestrator.drafts import Draft, draft, draw, located, splits
 from orchestrator.history import History, OtherCode
 from orchestrator.identity import basis, evaluation_identity, identity
 from orchestrator.ledger import Ledger
 from orchestrator.request import (
     SweepRequest,
-    absolute,
     check_tracking_uri,
     command_line,
     resolve_storage,
@@ -155,11 +153,20 @@ class Plan:
     """Where the winner goes, if anywhere."""
     search: PlannedSearch | None = None
     """What it searches beyond its rows."""
+    left_out: tuple[str, ...] = ()
+    """Names of rows of the sweep file that have no part in it."""
+    wider: Plan | None = None
+    """The same with the rows and seeds of the sweep file that aren't selected now and were finished before."""
 
     @property
     def whole(self) -> Plan:
         """The same with the samples of its search among the rows; they are compared with nothing."""
         return self if self.search is None else replace(self, rows=(*self.search.samples, *self.rows))
+
+    @property
+    def reported(self) -> Plan:
+        """What the sweep's report is of: a selection by ``--only`` or ``--seeds`` takes nothing finished out of it."""
+        return self.wider or self
 
     @property
     def place(self) -> str | Path:
@@ -185,16 +192,6 @@ class Plan:
         return tuple(dict.fromkeys(row.row for row in self.rows))
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A row before anything was looked up in files."""
-
-    spec: RowSpec
-    config: TrainingConfig
-    departures: tuple[str, ...]
-    evaluation_departures: tuple[str, ...]
-
-
 def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
     """The plan for ``request``.
 
@@ -207,36 +204,38 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
     place = resolve_storage(request.storage)
     tracking_uri = resolve_tracking_uri(request.tracking_uri, place)
     settings = read_set(request.set)
+    layers: tuple[Sequence[Setting], Sequence[Setting]] = (), settings
     again = None if request.rerun is None else read_run(request, Ledger(place), tracking_uri, settings)
     if again is not None:
         spec, key = again.spec, again.key
-        drafts = [_Draft(spec.rows[0], again.config, (), ())]
+        drafts = [Draft(spec.rows[0], again.config, (), ())]
     else:
         spec = load_spec(request.sweep)
         profile = load_profile(request.profile, spec.path.parent) if request.profile else []
         key = sweep_key(spec.name, request.profile, settings)
-        drafts = [_draft(row, profile, settings) for row in _selected(spec, request.only)]
+        layers = profile, settings
+        drafts = [draft(row, *layers) for row in _selected(spec, request.only)]
     seeds = spec.seeds if request.seeds is None else check_seeds(request.seeds, "--seeds")
     check_tracking_uri(request.tracking_uri, place)
     ledger = Ledger(place)
     if purpose == "read":
         _check_known(key, ledger, request)
-    configs = [_located(draft.config, ledger.data) for draft in drafts]
+    configs = [located(one.config, ledger.data) for one in drafts]
     for config in configs:
         if config.data.generated is None:
-            check_places(str(config.data.root), _splits(config), IN_SWEEPS)
-    models = [resolve_weights(draft.config.model) for draft in drafts]
+            check_places(str(config.data.root), splits(config), IN_SWEEPS)
+    models = [resolve_weights(one.config.model) for one in drafts]
     facts = Facts(ledger.data)
     for config in configs:
         facts.of(config)
     if purpose == "run":
         ledger.prepare()
-        _draw(configs, ledger)
+        draw(configs, ledger)
         facts.remember()
     history = History(ledger, key)
     rows = [
-        _with_history(_planned(draft, config, model, seed, facts), history, request, purpose)
-        for draft, config, model in zip(drafts, configs, models, strict=True)
+        _with_history(_planned(one, config, model, seed, facts), history, request, purpose)
+        for one, config, model in zip(drafts, configs, models, strict=True)
         for seed in seeds
     ]
     if again is not None and purpose == "run":
@@ -249,7 +248,6 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
             f"the generated images are no longer in {missing.config.data.root}, and trainings are named by them; "
             f"`{command_line('sweep', request)}` draws them again"
         )
-    names = {row.row for row in rows}
     plan = Plan(
         key=key,
         name=spec.name,
@@ -257,10 +255,10 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
         profile=request.profile,
         rows=tuple(rows),
         quoted=spec.quoted,
-        compare=tuple(pair for pair in spec.compare if names.issuperset(pair)),
+        compare=spec.compare,
         pairs=len(spec.compare),
         register=spec.register,
-        figures=tuple(figure for figure in spec.figures if names.intersection(figure.rows)),
+        figures=spec.figures,
         storage=ledger.storage,
         uri=place if isinstance(place, str) else None,
         tracking_uri=tracking_uri,
@@ -268,11 +266,61 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
         plugins=spec.plugins,
         dropped=history.dropped(row.name for row in spec.rows),
     )
+    if spec.search is None and again is None:
+        earlier = _finished_earlier(spec, layers, rows, history, request, ledger, facts)
+        plan = _with_rows(plan, spec, rows)
+        if not earlier:
+            return plan
+        wider = _with_rows(plan, spec, sorted([*rows, *earlier], key=lambda row: row.seed))
+        return replace(plan, wider=wider, left_out=wider.left_out)
+    plan = _with_rows(plan, spec, rows)
     if spec.search is None:
         return plan
     from orchestrator.search_plan import with_search
 
     return with_search(plan, spec.search, ledger, request, spec.seeds[0], purpose)
+
+
+def _with_rows(plan: Plan, spec: SweepSpec, rows: Sequence[PlannedRow]) -> Plan:
+    """``plan`` of ``rows`` alone, in the order of the sweep file, and of the pairs and figures that they can make."""
+    there = {row.row for row in rows}
+    order = {row.name: place for place, row in enumerate(spec.rows)}
+    return replace(
+        plan,
+        rows=tuple(sorted(rows, key=lambda row: order[row.row])),
+        compare=tuple(pair for pair in spec.compare if there.issuperset(pair)),
+        figures=tuple(figure for figure in spec.figures if there.intersection(figure.rows)),
+        left_out=tuple(name for name in order if name not in there),
+    )
+
+
+def _finished_earlier(
+    spec: SweepSpec,
+    layers: tuple[Sequence[Setting], Sequence[Setting]],
+    selected: Sequence[PlannedRow],
+    history: History,
+    request: SweepRequest,
+    ledger: Ledger,
+    facts: Facts,
+) -> list[PlannedRow]:
+    """Rows and seeds of the sweep, as it was run before, that aren't ``selected`` now and are finished."""
+    now = {(row.row, row.seed) for row in selected}
+    if request.other_code == "accept":
+        request = replace(request, other_code="refuse")  # that was said of what is selected
+    found = []
+    for row in spec.rows:
+        seeds = [seed for seed in history.seeds(row.name) if (row.name, seed) not in now]
+        if not seeds:
+            continue
+        # What can't be planned any more isn't asked for: its data may be gone.
+        with contextlib.suppress(InputError):
+            made = draft(row, *layers)
+            config = located(made.config, ledger.data)
+            model = resolve_weights(config.model)
+            planned = [_planned(made, config, model, seed, facts) for seed in seeds]
+            rows = [_with_history(one, history, request, "read") for one in planned]
+            found += [one for one in rows if ledger.record(one.identity, one.evaluations).state == "finished"]
+    return found
 
 
 def _check_known(key: str, ledger: Ledger, request: SweepRequest) -> None:
@@ -293,83 +341,7 @@ def _selected(spec: SweepSpec, only: Sequence[str]) -> list[RowSpec]:
     return [row for row in spec.rows if not only or row.name in only]
 
 
-def _draft(row: RowSpec, profile: Sequence[Setting], settings: Sequence[Setting]) -> _Draft:
-    environment = os.environ.get("DETSWEEP_DATA")
-    from_environment = [Setting("data.root", environment, "$DETSWEEP_DATA")] if environment else []
-    # The environment stands above the files of the recipe and below what a row or the command line says.
-    layers = [row.base, profile, from_environment, row.settings, settings]
-    stated = [row.base, profile, [], row.settings, settings]
-    if _highest(stated, "data.root") > _highest(stated, "data.generated"):
-        layers.append([Setting("data.generated", None, "data.root")])
-    config = resolve(layers, row.plugins)
-    if config.data.generated is not None:
-        _refuse_ignored(stated)
-    return _Draft(row, config, departures(row, config), evaluation_departures(row, config))
-
-
-def _refuse_ignored(layers: Sequence[Sequence[Setting]]) -> None:
-    """Raises InputError where something names data, but images are generated all the same."""
-    level = _highest(layers, "data.generated")
-    for index in range(max(level, 0), len(layers)):
-        for setting in layers[index]:
-            for key, value in leaves(setting.key, setting.value):
-                allowed: dict[str, tuple[Any, ...]] = {
-                    "data.train": ("train",),
-                    "data.val": ("val",),
-                    "data.test": (None, "train", "val"),
-                    # A file may well clear what the files below it name; on the command line it can only be a slip.
-                    "data.root": () if index == len(layers) - 1 else (None,),
-                }
-                if value not in allowed.get(key, (value,)):
-                    remedy = (
-                        "keep one of data.root and data.generated"
-                        if key == "data.root" and value is not None
-                        else "leave it out, or name a data set by data.root"
-                    )
-                    raise InputError(
-                        f"{setting.origin}: {key} is {short(value)}, but the images are generated (data.generated), "
-                        f"with splits train and val; {remedy}"
-                    )
-
-
-def _highest(layers: Sequence[Sequence[Setting]], key: str) -> int:
-    """The highest layer that sets ``key`` or something below it; -1 if none does."""
-    found = [
-        index
-        for index, layer in enumerate(layers)
-        if any(
-            value is not None and f"{leaf}.".startswith(f"{key}.")
-            for setting in layer
-            for leaf, value in leaves(setting.key, setting.value)
-        )
-    ]
-    return max(found, default=-1)
-
-
-def _located(config: TrainingConfig, data_folder: Path) -> TrainingConfig:
-    """``config`` with the absolute place of its data, also of those that are yet to be generated."""
-    if config.data.generated is None:
-        update: dict[str, Any] = {"root": _root(config)}
-    else:
-        from detector.data.synthetic import place
-
-        # A recipe's own test split is not among what is generated.
-        test = config.data.test if config.data.test in ("train", "val") else None
-        root = str(place(config.data.generated, data_folder))
-        update = {"root": root, "train": "train", "val": "val", "test": test}
-    return config.model_copy(update={"data": config.data.model_copy(update=update)})
-
-
-def _draw(configs: Iterable[TrainingConfig], ledger: Ledger) -> None:
-    """Makes the generated data that aren't there yet."""
-    for config in configs:
-        if config.data.generated is not None:
-            from detector.data.synthetic import generate
-
-            generate(config.data.generated, ledger.data)
-
-
-def _planned(draft: _Draft, config: TrainingConfig, model: ModelConfig, seed: int, facts: Facts) -> PlannedRow:
+def _planned(made: Draft, config: TrainingConfig, model: ModelConfig, seed: int, facts: Facts) -> PlannedRow:
     train, val, test = facts.of(config)
     config = config.model_copy(
         update={"model": model.model_copy(update={"num_classes": len(train.categories)}), "seed": seed}
@@ -377,18 +349,18 @@ def _planned(draft: _Draft, config: TrainingConfig, model: ModelConfig, seed: in
     values = flat(config)
     mine = identity(config, train_digest=train.digest)
     return PlannedRow(
-        row=draft.spec.name,
+        row=made.spec.name,
         seed=seed,
         identity=mine,
         own_identity=mine,
         basis=basis(config, train_digest=train.digest),
         config=config,
-        show=dict(draft.spec.show),
-        paper=dict(draft.spec.paper),
-        differences={setting.key: values.get(setting.key, setting.value) for setting in draft.spec.settings},
-        base=draft.spec.stands_on,
-        departures=draft.departures,
-        evaluation_departures=draft.evaluation_departures,
+        show=dict(made.spec.show),
+        paper=dict(made.spec.paper),
+        differences={setting.key: values.get(setting.key, setting.value) for setting in made.spec.settings},
+        base=made.spec.stands_on,
+        departures=made.departures,
+        evaluation_departures=made.evaluation_departures,
         train=train,
         val=val,
         test=test,
@@ -408,20 +380,6 @@ def _with_history(row: PlannedRow, history: History, request: SweepRequest, purp
     other = replace(other, accepted=other.accepted or request.other_code == "accept")
     used = other.identity if other.accepted or purpose == "read" else row.identity
     return replace(row, changed=changed, other_code=other, identity=used)
-
-
-def _root(config: TrainingConfig) -> str:
-    if config.data.root is None:
-        raise InputError(
-            "no data set is named; give its folder by --set data.root=FOLDER or $DETSWEEP_DATA, download COCO with "
-            "`python -m detector.data download coco2017`, or use `--profile laptop`, which needs nothing"
-        )
-    return absolute(config.data.root)
-
-
-def _splits(config: TrainingConfig) -> tuple[str, ...]:
-    data = config.data
-    return (data.train, data.val) if data.test is None else (data.train, data.val, data.test)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

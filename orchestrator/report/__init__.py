@@ -25,10 +25,15 @@ __all__ = ["terminal_table", "write_report"]
 def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
     """Writes report.html, report.md and table.csv, and pairs.csv where rows are compared, into the sweep's folder.
 
-    Each is whole or not there. Returns their paths by name. Where verdicts are given, that is a look at them, which is
-    remembered first. Raises UnreachableError where the folder can't be written.
+    They are of ``plan.reported``. Each is whole or not there. Returns their paths by name. Where verdicts are given, there
+    or of the rows and seeds that are selected, that is a look at them, which is remembered first. Raises
+    UnreachableError where the folder can't be written.
     """
-    table, comparison = make_table(plan, ledger), compare(plan, ledger)
+    compared = [compare(plan, ledger)]
+    if plan.wider is not None:
+        plan = plan.wider
+        compared.append(compare(plan, ledger))
+    table, comparison = make_table(plan, ledger), compared[-1]
     evidence, curves = Evidence(plan, ledger), Curves(plan, ledger)
     contents = {
         "report.html": page(plan, table, ledger, comparison, evidence, curves),
@@ -36,11 +41,12 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
         + search_markdown(plan, ledger),
         "table.csv": comma_separated(table),
     }
-    if comparison.pairs:
+    if comparison.pairs or (plan.folder / "pairs.csv").exists():
         contents["pairs.csv"] = comma_separated_pairs(comparison)
     try:
-        if comparison.look:
-            ledger.remember_look(plan.key, comparison.seeds)
+        for one in compared:
+            if one.look:
+                ledger.remember_look(plan.key, one.seeds)
         plan.folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
             _write(plan.folder / name, text)

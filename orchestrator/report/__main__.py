@@ -20,7 +20,11 @@ from orchestrator.results import result_rows
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 when the report is written, however much of the sweep is done."""
-    parser = Parser("report", "Write report.html, report.md, table.csv and pairs.csv of a sweep into its folder.")
+    parser = Parser(
+        "report",
+        "Write report.html, report.md, table.csv and pairs.csv of a sweep into its folder. They have all that is "
+        "finished; --only and --seeds choose what is printed.",
+    )
     add_sweep_options(parser)
     return answer(_report, parser, argv)
 

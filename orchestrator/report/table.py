@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from detector.document import listed
 from orchestrator import registry
 from orchestrator.departures import other_than_paper
 from orchestrator.plan import Plan
@@ -12,6 +13,8 @@ from orchestrator.results import Mean, Results, mean, result_rows
 from orchestrator.spec import METRICS
 
 UNDEFINED = "–"
+MOST_NAMED = 10
+"""Rows that a note names; the rest is counted."""
 
 
 @dataclass(frozen=True)
@@ -180,15 +183,19 @@ def notes(plan: Plan, table: Table) -> list[str]:
             + ", ".join(map(str, plan.plugins))
             + ". Rows that use them can't be trained without these files."
         )
-    other = [row for row in plan.rows if row.other_code is not None and row.identity == row.other_code.identity]
-    if other:
-        names = ", ".join(dict.fromkeys(row.row for row in other))
-        files = ", ".join(dict.fromkeys(file for row in other if row.other_code for file in row.other_code.files))
-        accepted = all(row.other_code.accepted for row in other if row.other_code)
-        how = " (--accept-code-change)" if accepted else ""
-        found.append(
-            f"Trained, or begun, by other code than the present{how}: {names}. Since then these have changed: {files}."
-        )
+    other = [(row, row.other_code) for row in plan.rows if row.other_code and row.identity == row.other_code.identity]
+    for accepted in (True, False):
+        rows = [(row.row, code.files) for row, code in other if code.accepted == accepted]
+        if rows:
+            names = ", ".join(dict.fromkeys(name for name, _ in rows))
+            files = ", ".join(dict.fromkeys(file for _, files in rows for file in files))
+            how = " (--accept-code-change)" if accepted else ""
+            found.append(
+                f"Trained, or begun, by other code than the present{how}: {names}. Since then these have changed: "
+                f"{files}."
+            )
+    if plan.left_out:
+        found.append(f"Not selected by --only, and not finished: {listed(plan.left_out, MOST_NAMED)}.")
     unfinished = sum(row.state not in ("finished", "quoted") for row in table.rows)
     if unfinished:
         found.append(f"{unfinished} of {len(plan.row_names)} rows are not finished.")
