@@ -77,20 +77,25 @@ class Comparison:
     """Classes of the validation split that have no box there: undefined, and in no AP."""
 
 
-def planned_cells(plan: Plan, ledger: Results) -> tuple[Cells, int]:
-    """What there is, with an entry for every row; and how many planned trainings aren't finished."""
+def planned_cells(plan: Plan, ledger: Results) -> tuple[Cells, int, dict[str, list[int]]]:
+    """What there is, with an entry for every row; how many planned trainings aren't finished; and the seeds of those
+    that are and have no AP, by row.
+    """
     entries = result_rows(plan, ledger)
+    undefined: dict[str, list[int]] = {}
     cells: Cells = {name: {} for name in plan.row_names}
     for entry in entries:
         value = entry["metrics"].get("AP") if entry["state"] == "finished" else None
         if value is not None:
             cells[entry["row"]][entry["seed"]] = value
-    return cells, sum(entry["state"] != "finished" for entry in entries)
+        elif entry["state"] == "finished":
+            undefined.setdefault(entry["row"], []).append(entry["seed"])
+    return cells, sum(entry["state"] != "finished" for entry in entries), undefined
 
 
 def compare(plan: Plan, ledger: Results) -> Comparison:
     """The comparison as the ledger stands now."""
-    cells, unfinished = planned_cells(plan, ledger)
+    cells, unfinished, undefined = planned_cells(plan, ledger)
     first = {row.row: row for row in reversed(plan.rows)}
     seeds = tuple(dict.fromkeys(row.seed for row in plan.rows))
     pairs = [pair for pair in plan.compare if set(pair) <= first.keys()]
@@ -115,6 +120,9 @@ def compare(plan: Plan, ledger: Results) -> Comparison:
             same_training=same_training(plan, rows),
         )
         for pair, judgement in zip(group, judgements, strict=True):
+            lacking = [f"{name} (seed {', '.join(map(str, undefined[name]))})" for name in pair if name in undefined]
+            if judgement.difference is None and lacking:
+                judgement = replace(judgement, reason=f"finished without a defined AP: {' and '.join(lacking)}")
             found[pair] = _pair(first, pair, judgement, withheld, resampled)
     for pair in pairs:
         if pair not in found:

@@ -122,7 +122,7 @@ class LiveTable:
     """Shows ``rows`` until it is closed.
 
     On a terminal the table is drawn anew in place; elsewhere a line is written for each change of state, and one every
-    ``log_every`` seconds that says how far the running rows are.
+    ``log_every`` seconds that says how far the running rows are; ``show_first``: such a line at once.
     """
 
     def __init__(
@@ -132,6 +132,7 @@ class LiveTable:
         *,
         stream: TextIO | None = None,
         log_every: float = LOG_EVERY_S,
+        show_first: bool = False,
     ) -> None:
         self._rows, self._ledger = rows, ledger
         self._stream = stream or sys.stderr
@@ -139,7 +140,8 @@ class LiveTable:
         self._log_every = log_every
         self._drawn = 0
         self._states: dict[tuple[str, int], str] = {}
-        self._began = self._logged = time.monotonic()
+        self._began = time.monotonic()
+        self._logged = self._began - (log_every if show_first else 0.0)
 
     def update(self) -> None:
         """Shows what has changed."""
@@ -194,7 +196,8 @@ class LiveTable:
 
     def _summary(self, lines: Sequence[Line]) -> str:
         counts = {state: sum(line.state == state for line in lines) for state in ("finished", *OTHERS)}
-        parts = [f"{counts['finished']} of {len(lines)} rows finished"]
+        what = "rows" if len({line.row for line in lines}) == len(lines) else "rows and seeds"
+        parts = [f"{counts['finished']} of {len(lines)} {what} finished"]
         parts += [f"{counts[state]} {state}" for state in OTHERS if counts[state]]
         return f"{', '.join(parts)}, after {duration(time.monotonic() - self._began)}"
 

@@ -34,7 +34,7 @@ class Prospects:
 
 def prospects(plan: Plan, ledger: Results) -> Prospects:
     """What can be said now: by the deviation that the ledger's results have, or by an assumed one."""
-    cells, _ = planned_cells(plan, ledger)
+    cells, _, _ = planned_cells(plan, ledger)
     first = {row.row: row for row in reversed(plan.rows)}
     seeds = tuple(dict.fromkeys(row.seed for row in plan.rows))
     pairs = [pair for pair in plan.compare if set(pair) <= first.keys()]

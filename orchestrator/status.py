@@ -64,7 +64,7 @@ def _together(row: str, rows: list[str]) -> str:
 
 
 def _watch(plan: Plan, ledger: Ledger) -> None:
-    live = LiveTable(plan.whole.rows, ledger)
+    live = LiveTable(plan.whole.rows, ledger, show_first=True)
     while ledger.held(plan.key):
         live.update()
         time.sleep(max(WATCH_S, ledger.place.pause))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import uuid
 from pathlib import Path
 
@@ -25,8 +27,8 @@ __all__ = ["terminal_table", "write_report"]
 def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
     """Writes report.html, report.md and table.csv, and pairs.csv where rows are compared, into the sweep's folder.
 
-    They are of ``plan.reported``. Each is whole or not there. Returns their paths by name. Where verdicts are given, there
-    or of the rows and seeds that are selected, that is a look at them, which is remembered first. Raises
+    They are of ``plan.reported``. Each is whole or not there. Returns their paths by name. Where verdicts are given, in
+    the files or of the rows and seeds that are selected, that is a look at them, which is remembered first. Raises
     UnreachableError where the folder can't be written.
     """
     compared = [compare(plan, ledger)]
@@ -58,8 +60,9 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
 
 
 def terminal_table(plan: Plan, ledger: Results) -> str:
-    """The table for a terminal."""
-    return terminal(plan, make_table(plan, ledger), compare(plan, ledger)) + search_terminal(plan, ledger)
+    """The table for a terminal, as wide as standard output if that is one."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return terminal(plan, make_table(plan, ledger), compare(plan, ledger), width) + search_terminal(plan, ledger)
 
 
 def _write(path: Path, text: str) -> None:

@@ -189,7 +189,7 @@ def _panel(
             continue
         label = names.get(ids[found.truth_category[truth]], "?")
         lost = state != SEEN
-        said = "found" if not lost else "not found" if STATES[state] == "nearly" else "missed"
+        said = "found" if not lost else "nearly found" if STATES[state] == "nearly" else "missed"
         shapes.append(_box(found.truth_box[truth], "lost" if lost else "truth", f"{label}: {said}"))
         wrong += [f"{label} {said}"] if lost else []
     told = np.flatnonzero((found.image == place) & (found.kind != IN_CROWD))[:BOXES].tolist()

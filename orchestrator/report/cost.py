@@ -110,8 +110,12 @@ def training_hours(record: Record) -> Hours:
 
 
 def hours_text(hours: Hours) -> str:
-    """``3.2 GPU-h``; a dash for none."""
-    return " + ".join(f"{value:.3g} {unit}-h" for unit, value in sorted(hours.items(), reverse=True)) or UNDEFINED
+    """``3.2 GPU-h``, of less than a minute ``12 GPU-s``; a dash for none."""
+    parts = (
+        f"{value:.3g} {unit}-h" if value >= 1 / 60 else f"{3600 * value:.2g} {unit}-s"
+        for unit, value in sorted(hours.items(), reverse=True)
+    )
+    return " + ".join(parts) or UNDEFINED
 
 
 def total(parts: list[Hours]) -> Hours:

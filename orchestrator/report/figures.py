@@ -20,7 +20,7 @@ COLOURS = 8
 POINTS = 300
 """Most points of a curve; a longer one is averaged in as many bins."""
 SMOOTHING = 15
-"""Points that a smoothed one is the mean of, where there are at least twice as many."""
+"""Points that a smoothed one is the mean of, where there are at least twice as many; odd."""
 FIXED = "loss_reg_fixed"
 """What stands beside every regression loss."""
 
@@ -110,13 +110,21 @@ def _binned(curve: Curve, size: float | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """The mean over ``SMOOTHING`` points about each; fewer, and as many on both sides, near the ends."""
+    """The mean over ``SMOOTHING`` points about each, which is the line fitted to them; near the ends, where there are
+    none on one side, the line fitted to the first or last ``SMOOTHING``.
+    """
     if len(values) < 2 * SMOOTHING:
         return values
-    place = np.arange(len(values))
-    reach = np.minimum(np.minimum(place, len(values) - 1 - place), SMOOTHING // 2)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    return (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)
+    half = SMOOTHING // 2
+    about = np.arange(SMOOTHING) - half
+    means = np.convolve(values, np.full(SMOOTHING, 1 / SMOOTHING), "valid")
+    slopes = [about @ values[part] / (about @ about) for part in (slice(SMOOTHING), slice(-SMOOTHING, None))]
+    first = means[0] + slopes[0] * np.arange(-half, 0)
+    last = means[-1] + slopes[1] * np.arange(1, half + 1)
+    # A line may leave what was measured, as below 0 where a loss levels off.
+    first = first.clip(values[:SMOOTHING].min(), values[:SMOOTHING].max())
+    last = last.clip(values[-SMOOTHING:].min(), values[-SMOOTHING:].max())
+    return np.concatenate([first, means, last])
 
 
 def figure(title: str, metric: str, lines: Sequence[Line]) -> str:

@@ -11,7 +11,11 @@ from orchestrator.report.pairs import signed
 from orchestrator.statistics.pairs import ELSEWHERE, REPRODUCTION, WITHOUT_PAPER
 
 WIDTH, LINE, TOP, BOTTOM = 1100, 46, 10, 44
-LEFT, RIGHT = 270, 260
+RIGHT = 260
+LETTER = 7.4
+"""Width of a letter of the names, which are bold, at most on average."""
+NAME, VERDICT = 44, 36
+"""Most letters of a name and of a verdict."""
 _SAME = (REPRODUCTION.same, ELSEWHERE.same, WITHOUT_PAPER.same)
 _OPPOSITE = (REPRODUCTION.opposite, ELSEWHERE.opposite, WITHOUT_PAPER.opposite)
 
@@ -21,14 +25,12 @@ def forest(comparison: Comparison) -> str:
     pairs = [pair for pair in comparison.pairs if pair.judgement is not None and pair.judgement.difference is not None]
     if not pairs:
         return ""
-    ends = [0.0, *(value for pair in pairs for value in _values(pair))]
-    low, high = min(ends), max(ends)
-    margin = 0.05 * (high - low) or 0.5
-    low, high = low - margin, high + margin
+    low, high = _ends(pairs)
     height = TOP + LINE * len(pairs) + BOTTOM
+    left = 20 + LETTER * max(len(_short(pair.name, NAME)) for pair in pairs)
 
     def x(value: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low)
+        return left + (WIDTH - left - RIGHT) * (min(max(value, low), high) - low) / (high - low)
 
     bottom = height - BOTTOM
     parts = [f'<svg class="forest" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Differences of AP by pair">']
@@ -36,9 +38,9 @@ def forest(comparison: Comparison) -> str:
         kind = "zero" if tick == 0 else "grid"
         parts.append(f'<line class="{kind}" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP}" y2="{bottom}"/>')
         parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 17}" text-anchor="middle">{tick:+g}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
+    middle = (left + WIDTH - RIGHT) / 2
     parts.append(
-        f'<text x="{middle}" y="{height - 5}" text-anchor="middle">difference in AP (first less second)</text>'
+        f'<text x="{middle:.1f}" y="{height - 5}" text-anchor="middle">difference in AP (first less second)</text>'
     )
     for number, pair in enumerate(pairs):
         parts.append(_pair(pair, TOP + LINE * (number + 0.5), x))
@@ -50,7 +52,7 @@ def _pair(pair: Pair, y: float, x: Callable[[float], float]) -> str:
     assert judgement is not None
     assert judgement.difference is not None
     kind = "shown-same" if judgement.verdict in _SAME else "shown-other" if judgement.verdict in _OPPOSITE else "open"
-    parts = [f'<g class="{kind}"><text class="name" x="0" y="{y + 4:.1f}">{escape(_short(pair.name, 44))}</text>']
+    parts = [f'<g class="{kind}"><text class="name" x="0" y="{y + 4:.1f}">{escape(_short(pair.name, NAME))}</text>']
     if pair.images and pair.images.images:
         parts.append(_line("images", pair.images.images, y, x))
     if judgement.interval:
@@ -65,7 +67,7 @@ def _pair(pair: Pair, y: float, x: Callable[[float], float]) -> str:
     said = f"{signed(judgement.difference)}  {judgement.verdict}"
     return (
         "".join(parts)
-        + f'<text class="verdict" x="{WIDTH - RIGHT + 12}" y="{y + 4:.1f}">{escape(_short(said, 36))}</text></g>'
+        + f'<text class="verdict" x="{WIDTH - RIGHT + 12}" y="{y + 4:.1f}">{escape(_short(said, VERDICT))}</text></g>'
     )
 
 
@@ -73,13 +75,22 @@ def _line(kind: str, ends: tuple[float, float], y: float, x: Callable[[float], f
     return f'<line class="{kind}" x1="{x(ends[0]):.1f}" x2="{x(ends[1]):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
 
 
-def _values(pair: Pair) -> Sequence[float]:
-    judgement = pair.judgement
-    assert judgement is not None
-    found = [judgement.difference or 0.0, *(judgement.interval or ())]
-    found += [*(pair.images.images or ())] if pair.images else []
-    found += [judgement.size.paper, *judgement.size.paper_range] if judgement.size else []
-    return found
+def _ends(pairs: Sequence[Pair]) -> tuple[float, float]:
+    """Of the axis. Few images say so little that their intervals would leave no room for all others: they may widen it
+    to three times what these take, and are cut off there.
+    """
+    values, images = [0.0], [0.0]
+    for pair in pairs:
+        judgement = pair.judgement
+        assert judgement is not None
+        values += [judgement.difference or 0.0, *(judgement.interval or ())]
+        values += [judgement.size.paper, *judgement.size.paper_range] if judgement.size else []
+        images += [*(pair.images.images or ())] if pair.images else []
+    low, high = min(values), max(values)
+    room = high - low or 0.5
+    low, high = max(min(low, *images), low - room), min(max(high, *images), high + room)
+    margin = 0.05 * (high - low) or 0.5
+    return low - margin, high + margin
 
 
 def _short(text: str, most: int) -> str:

@@ -18,7 +18,7 @@ from orchestrator.report.links import run_link
 from orchestrator.report.pairs import HEAD, TEXT, order_note, pair_cells, pair_notes
 from orchestrator.report.search import search_html
 from orchestrator.report.style import STYLE
-from orchestrator.report.table import Cell, Table, TableRow, difference, notes, ours, paper
+from orchestrator.report.table import MARK, Cell, Table, TableRow, difference, named, notes, ours, paper
 from orchestrator.results import Results
 
 FIXED_SENTENCE = (
@@ -78,9 +78,10 @@ def page(
 def _about(plan: Plan) -> str:
     models = list(dict.fromkeys(map(model_name, plan.rows)))
     data = list(dict.fromkeys(map(data_name, plan.rows)))
-    seeds = len(dict.fromkeys(row.seed for row in plan.rows))
+    seeds = sorted({sum(row.row == name for row in plan.rows) for name in plan.row_names})
+    number = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     return (
-        f"{len(plan.row_names)} rows, {seeds} seed{'s' * (seeds > 1)} each, "
+        f"{len(plan.row_names)} rows, {number} seed{'s' * (seeds[-1] > 1)} each, "
         f"{len(plan.trainings)} distinct trainings of {', '.join(models[:4])}"
         f"{' and others' if len(models) > 4 else ''} on {' and '.join(data[:3])}"
     )
@@ -117,7 +118,7 @@ def _state(plan: Plan, row: TableRow) -> str:
     )
     parts += [f"<small>{shown}</small>"] if shown else []
     parts += [f"<small>{escape(row.detail)}</small>"] if row.detail else []
-    parts += [f'<small class="mark">◆ {escape(row.mark)}</small>'] if row.mark else []
+    parts += [f'<small class="mark">{MARK} {escape(row.mark)}</small>'] if row.mark else []
     return f'<td class="text">{"".join(parts)}</td>'
 
 
@@ -143,8 +144,8 @@ def _comparison(table: Table, comparison: Comparison) -> list[str]:
             parts += [
                 f'<div class="wide">{drawn}</div>',
                 '<p class="caption">Dot and line: our difference with its 95 % interval over seeds; broad: from these '
-                "images only. Diamond and thin line: the paper's difference and what a second run of it would come "
-                "to.</p>",
+                "images only, cut off where it would leave the others no room. Diamond and thin line: the paper's "
+                "difference and what a second run of it would come to.</p>",
             ]
         head = "".join(f"<th{_class(name)}>{escape(name)}</th>" for name in HEAD)
         lines = "".join(
@@ -159,7 +160,7 @@ def _comparison(table: Table, comparison: Comparison) -> list[str]:
             f'<div class="wide"><table class="pairs"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
         )
     order = order_note(comparison, table.has_paper)
-    said = [*pair_notes(comparison), *([order] if order else [])]
+    said = [*pair_notes(comparison, named(table)), *([order] if order else [])]
     return (
         [*parts, '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in said) + "</ul>"] if said else []
     )
@@ -208,14 +209,15 @@ def _images(plan: Plan, ledger: Results, evidence: Evidence) -> list[str]:
     if not found:
         return []
     key = (
-        '<p class="key">Boxes:<i class="truth"></i>annotated<i class="lost"></i>annotated, not found'
+        '<p class="key">Boxes:<i class="truth"></i>annotated<i class="lost"></i>annotated, missed or nearly found'
         '<i class="first"></i>found by the row<i class="wrong"></i>an error. Their classes and scores show when the '
         "mouse rests on them.</p>"
     )
     how = (
-        "<p>An error is a box that wasn't found or a detection that found none, both as counted above. These are the "
-        "images where the two rows' numbers of errors differ most, half of them in favour of each: extremes, chosen by "
-        "looking at the results, not what is usual.</p>"
+        "<p>An error is a box that was missed, or nearly found (a localisation or confusion is about it), or a "
+        "detection that found none, as counted above. These are the images where the two rows' numbers of errors "
+        "differ most, half of them in favour of each: extremes, chosen by looking at the results, not what is "
+        "usual.</p>"
     )
     return [how, key, *found]
 

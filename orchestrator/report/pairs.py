@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Collection
 from typing import Any
 
 from detector.document import listed
@@ -66,8 +67,8 @@ def between(interval: Interval) -> str:
     return UNDEFINED if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
 
 
-def pair_notes(comparison: Comparison) -> list[str]:
-    """Sentences that a reader of the pairs must know."""
+def pair_notes(comparison: Comparison, named: Collection[str] = ()) -> list[str]:
+    """Sentences that a reader of the pairs must know; ``named``: keys that the table's notes have named already."""
     if not comparison.pairs:
         return []
     found = [
@@ -82,8 +83,9 @@ def pair_notes(comparison: Comparison) -> list[str]:
         if pair.other:
             groups.setdefault((pair.where, pair.other), []).append(pair.name)
     for (where, other), names in groups.items():
+        keys = "" if len(groups) == 1 and set(other) <= set(named) else f" ({', '.join(other)})"
         found.append(
-            f"Not what the paper did ({', '.join(other)}), so nothing of it is reproduced or contradicted"
+            f"Not what the paper did{keys}, so nothing of it is reproduced or contradicted"
             + (f"; the words are about {where}" if where else "")
             + (f": {', '.join(names)}." if len(groups) > 1 or len(names) < len(comparison.pairs) else ".")
         )
@@ -116,8 +118,15 @@ def order_note(comparison: Comparison, has_paper: bool) -> str | None:
             if has_paper
             else None
         )
-    text = f"Order of the {len(found.rows)} rows that have both figures: Kendall's tau with the paper {found.tau:.2f}"
-    text += f" on {comparison.where}" if comparison.where else ""
+    on = f" on {comparison.where}" if comparison.where else ""
+    if len(found.rows) == 2:
+        said = "the paper's" if found.tau > 0 else "not the paper's"
+        return (
+            f"Only two rows have both figures: their order is {said}{on}, as it would be by chance every second time."
+        )
+    text = (
+        f"Order of the {len(found.rows)} rows that have both figures: Kendall's tau with the paper {found.tau:.2f}{on}"
+    )
     if found.interval is not None:
         text += (
             f"; that of our rows' true order lies between {found.interval[0]:.2f} and {found.interval[1]:.2f} (95 %)"

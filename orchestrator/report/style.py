@@ -6,11 +6,11 @@ Colours of curves are those of Okabe and Ito, told apart without colour vision, 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --text: #1b1f24; --soft: #59636e; --line: #d5dae0;
   --card: #f6f8fa; --accent: #0b5cad; --up: #0a6b2d; --down: #b3261e; --upground: #0a6b2d1a; --downground: #b3261e1a;
-  --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b8568f; --c4: #2b8ac6; --c5: #b87800; --c6: #1b1f24;
+  --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b8568f; --c4: #56b4e9; --c5: #b87800; --c6: #1b1f24;
   --c7: #7d7d1f; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14171a; --text: #e6e9ec; --soft: #a0a9b2; --line: #353c44;
   --card: #1d2126; --accent: #6cb6ff; --up: #6fd08c; --down: #ff8f84; --upground: #6fd08c22; --downground: #ff8f8422;
-  --c0: #4aa8de; --c1: #ff8b3d; --c2: #2fc79b; --c3: #e08fbf; --c4: #8fd0f5; --c5: #f0b93a; --c6: #e6e9ec;
+  --c0: #2f8fd6; --c1: #ff8b3d; --c2: #2fc79b; --c3: #e08fbf; --c4: #a9dcf8; --c5: #f0b93a; --c6: #e6e9ec;
   --c7: #c9c95a; } }
 * { box-sizing: border-box; }
 body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; color: var(--text);
@@ -33,7 +33,8 @@ table.main { font-size: 1.02rem; } table.main td .ours { font-weight: 600; white
  table.small { font-size: .84rem; }
 td small { display: block; color: var(--soft); white-space: nowrap; font-size: .8rem; }
 td.text small { white-space: normal; max-width: 18rem; min-width: 8rem; }
-tbody th.text, td.figure { white-space: nowrap; }
+td.figure { white-space: nowrap; }
+tbody th.text { min-width: 9rem; max-width: 22rem; overflow-wrap: anywhere; }
 .delta { display: inline-block; border-radius: .25rem; padding: 0 .3rem; font-size: .8rem; white-space: nowrap; }
 .up { color: var(--up); } .down { color: var(--down); } .judged.up { background: var(--upground); font-weight: 600; }
 .judged.down { background: var(--downground); font-weight: 600; }

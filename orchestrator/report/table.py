@@ -13,6 +13,8 @@ from orchestrator.results import Mean, Results, mean, result_rows
 from orchestrator.spec import METRICS
 
 UNDEFINED = "–"
+MARK = "◆"
+"""Beside the name of a row that ran on other hardware, or with other versions, than most."""
 MOST_NAMED = 10
 """Rows that a note names; the rest is counted."""
 
@@ -135,11 +137,16 @@ def difference(cell: Cell) -> str:
     return UNDEFINED if cell.difference is None else f"{cell.difference:+.2f}"
 
 
+def named(table: Table) -> list[str]:
+    """Keys in which any row isn't what the paper did; :func:`notes` names them where the paper has any figure."""
+    return list(dict.fromkeys(key for row in table.rows for key in row.departures)) if table.has_paper else []
+
+
 def notes(plan: Plan, table: Table) -> list[str]:
     """Sentences that a reader of the table must know."""
     found = []
-    changed = list(dict.fromkeys(key for row in table.rows for key in row.departures))
-    if changed and table.has_paper:
+    changed = named(table)
+    if changed:
         found.append(
             "Not the paper's recipe: the profile or --set changed "
             + ", ".join(changed)
@@ -162,7 +169,7 @@ def notes(plan: Plan, table: Table) -> list[str]:
         found.append("Several seeds: mean ± standard deviation, and in brackets the number of trainings.")
     if any(row.mark for row in table.rows):
         found.append(
-            "◆ Not trained on the hardware, or with the versions, of most rows: "
+            f"{MARK} Not trained on the hardware, or with the versions, of most rows: "
             + "; ".join(f"{row.name} ({row.mark})" for row in table.rows if row.mark)
             + ". Speeds can't be compared, and results may differ by rounding."
         )

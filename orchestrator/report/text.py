@@ -14,32 +14,43 @@ from orchestrator.report import cost, errors
 from orchestrator.report.cost import RowCost
 from orchestrator.report.evidence import RowErrors
 from orchestrator.report.pairs import HEAD, TEXT, order_note, pair_cells, pair_notes
-from orchestrator.report.table import UNDEFINED, Table, difference, notes, ours, paper
+from orchestrator.report.table import MARK, UNDEFINED, Table, TableRow, difference, named, notes, ours, paper
 from orchestrator.runs import without_secrets
 
 
-def terminal(plan: Plan, table: Table, comparison: Comparison | None = None) -> str:
-    """The table in columns, for a fixed-width font."""
-    head = ["row", *_own_columns(table), *table.metrics, "state"]
+def terminal(plan: Plan, table: Table, comparison: Comparison | None = None, width: int | None = None) -> str:
+    """The table in columns, for a fixed-width font; without its last metrics where ``width`` columns are too few."""
+    metrics = list(table.metrics)
+    lines = _lines(table, metrics)
+    while width is not None and len(metrics) > 1 and max(map(_width, lines)) > width:
+        metrics.pop()
+        lines = _lines(table, metrics)
+    rule = "─" * max(map(_width, lines))
+    hidden = table.metrics[len(metrics) :]
+    said = [f"For want of width without {', '.join(hidden)}; report.md has all."] if hidden else []
+    below = [*_pairs(comparison), *_wrapped([*said, *notes(plan, table)], width)]
+    if comparison is not None:
+        below += _wrapped(_comparison_notes(table, comparison), width)
+    return "\n".join([plan.title, rule, lines[0], rule, *lines[1:], rule, *below]) + "\n"
+
+
+def _lines(table: Table, metrics: Sequence[str]) -> list[str]:
+    """The table with ``metrics`` in columns, its head first."""
+    head = ["row", *_own_columns(table), *metrics, "state"]
     body: list[list[str]] = []
     for row in table.rows:
         shown = [row.show.get(column, "") for column in _own_columns(table)]
         state = row.state + (f" ({_shortened(row.detail)})" if row.detail else "")
         if row.state != "quoted":
-            body.append([_clean(row.name), *shown, *(ours(row.cells[metric]) for metric in table.metrics), state])
-        if any(row.cells[metric].paper is not None for metric in table.metrics):
+            body.append([_marked(row), *shown, *(ours(row.cells[metric]) for metric in metrics), state])
+        if any(row.cells[metric].paper is not None for metric in metrics):
             label = "paper" if row.state != "quoted" else _clean(row.name)
             blank = [""] * len(shown) if row.state != "quoted" else shown
-            body.append([f"  {label}", *blank, *(paper(row.cells[metric]) for metric in table.metrics), ""])
-        if any(row.cells[metric].difference is not None for metric in table.metrics):
-            cells = (difference(row.cells[metric]) for metric in table.metrics)
+            body.append([f"  {label}", *blank, *(paper(row.cells[metric]) for metric in metrics), ""])
+        if any(row.cells[metric].difference is not None for metric in metrics):
+            cells = (difference(row.cells[metric]) for metric in metrics)
             body.append(["  difference", *([""] * len(shown)), *cells, ""])
-    lines = _columns([head, *body], {0, *range(1, 1 + len(_own_columns(table))), len(head) - 1})
-    rule = "─" * max(_width(line) for line in lines)
-    below = [*_pairs(comparison), *_wrapped(notes(plan, table))]
-    if comparison is not None:
-        below += _wrapped(_comparison_notes(table, comparison))
-    return "\n".join([plan.title, rule, lines[0], rule, *lines[1:], rule, *below]) + "\n"
+    return _columns([head, *body], {0, *range(1, 1 + len(_own_columns(table))), len(head) - 1})
 
 
 def _pairs(comparison: Comparison | None) -> list[str]:
@@ -61,13 +72,14 @@ def _columns(lines: Sequence[Sequence[str]], left: set[int]) -> list[str]:
     ]
 
 
-def _wrapped(sentences: Sequence[str]) -> list[str]:
-    return [textwrap.fill(_clean(sentence), 110, break_on_hyphens=False) for sentence in sentences]
+def _wrapped(sentences: Sequence[str], width: int | None) -> list[str]:
+    most = min(110, width or 110)
+    return [textwrap.fill(_clean(sentence), most, break_on_hyphens=False) for sentence in sentences]
 
 
 def _comparison_notes(table: Table, comparison: Comparison) -> list[str]:
     order = order_note(comparison, table.has_paper)
-    return [*pair_notes(comparison), *([order] if order else [])]
+    return [*pair_notes(comparison, named(table)), *([order] if order else [])]
 
 
 def markdown(
@@ -92,7 +104,7 @@ def markdown(
             cells.append(UNDEFINED if set(parts) == {UNDEFINED} else " / ".join(parts))
         state = row.state + (f" ({row.detail})" if row.detail else "")
         shown = [row.show.get(column, "") for column in table.columns]
-        lines.append(_line([_escaped(text) for text in (row.name, *shown)] + cells + [_escaped(state)]))
+        lines.append(_line([_escaped(text) for text in (_marked(row), *shown)] + cells + [_escaped(state)]))
     lines += ["", *(f"- {_escaped(note)}" for note in notes(plan, table)), ""]
     if comparison is not None and comparison.pairs:
         lines += ["## Compared", "", _line(HEAD), _line(["---" if name in TEXT else "---:" for name in HEAD])]
@@ -136,6 +148,11 @@ def comma_separated(table: Table) -> str:
 def _own_columns(table: Table) -> Sequence[str]:
     """Columns that say more than the rows' names do."""
     return [column for column in table.columns if any(row.show.get(column, "") not in row.name for row in table.rows)]
+
+
+def _marked(row: TableRow) -> str:
+    """The row's name, with ``MARK`` where its hardware or versions aren't those of most."""
+    return f"{_clean(row.name)} {MARK}" if row.mark else _clean(row.name)
 
 
 def _clean(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import pytest
 from orchestrator.comparison import Comparison, compare
 from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
+from orchestrator.report.forest import forest
 from orchestrator.report.page import page
 from orchestrator.report.pairs import documents, looks_document, order_note, pair_cells, pair_notes
 from orchestrator.report.table import make_table
-from orchestrator.report.text import markdown
+from orchestrator.report.text import markdown, terminal
 from orchestrator.request import SweepRequest
 from orchestrator.resampling import Resampled
 from tests.orchestrator.tables import BASE, MemoryLedger, write_data, write_table
@@ -187,7 +189,7 @@ def test_rows_without_results_and_undefined_figures_are_shown_as_such(plan: Plan
         "0",
         "–",
         "–",
-        "can't tell (no seed links the two rows yet)",
+        "can't tell (finished without a defined AP: up (seed 0, 1, 2))",
     ]
 
 
@@ -339,6 +341,53 @@ def test_the_order_is_compared_with_the_papers_and_with_a_second_run_of_it(plan:
     assert nothing.agreement is None
     assert "can't be compared" in str(order_note(nothing, has_paper=True))
     assert order_note(nothing, has_paper=False) is None
+
+
+def test_two_rows_have_one_order_and_no_interval(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, only=("plain", "both"))
+    note = order_note(compare(plan, finished(plan)), has_paper=True)
+    assert note == (
+        "Only two rows have both figures: their order is the paper's, as it would be by chance every second time."
+    )
+
+
+def test_what_a_note_of_the_table_says_is_not_said_again(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, set=("schedule.iterations=7",))
+    text = terminal_table(plan, finished(plan))
+    assert "Not the paper's recipe: the profile or --set changed" in text
+    assert text.count("schedule.iterations") == 1
+    (alone,) = (note for note in pair_notes(compare(plan, finished(plan))) if note.startswith("Not what the paper did"))
+    assert "schedule.iterations" in alone
+
+
+def test_a_narrow_terminal_gets_the_metrics_that_fit(plan: Plan) -> None:
+    ledger = finished(plan)
+    table, comparison = make_table(plan, ledger), compare(plan, ledger)
+    wide = terminal(plan, table, comparison)
+    head = wide.splitlines()[2]
+    assert head.split()[:8] == ["row", "AP", "AP50", "AP75", "APs", "APm", "APl", "state"]
+    narrow = terminal(plan, table, comparison, width=56)
+    above = narrow[: narrow.index("compared")].splitlines()
+    assert all(len(line) <= 56 for line in above)
+    assert above[2].split() == ["row", "AP", "AP50", "AP75", "state"]
+    assert "For want of width without APs, APm, APl; report.md has all." in " ".join(narrow.split())
+    assert "without AP" not in terminal(plan, table, comparison, width=len(head) + 40)
+
+
+def test_few_images_leave_room_for_the_seeds_interval(plan: Plan) -> None:
+    def drawn(spread: float) -> tuple[float, float]:
+        """Width of the images' bar and of the seeds' interval."""
+        ledger = finished(plan)
+        with_images(plan, ledger, spread=spread)
+        lines = re.findall(r'<line class="(images|ours)" x1="([0-9.]+)" x2="([0-9.]+)"', forest(compare(plan, ledger)))
+        first = {kind: float(end) - float(start) for kind, start, end in reversed(lines)}
+        return first["images"], first["ours"]
+
+    images, ours = drawn(0.5)
+    assert 0 < images < 12 * ours
+    images, ours = drawn(500.0)
+    assert ours > 20, "of 1,100"
+    assert images > ours
 
 
 def test_names_are_escaped_and_every_form_has_the_pairs(plan: Plan) -> None:

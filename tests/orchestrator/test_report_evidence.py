@@ -29,6 +29,7 @@ from orchestrator.report.figures import Curves
 from orchestrator.report.hardware import marks
 from orchestrator.report.page import page
 from orchestrator.report.table import make_table, notes
+from orchestrator.report.text import markdown, terminal
 from tests.made_up import make_sweep, name_of
 from tests.orchestrator.tables import TABLE, MemoryLedger
 from tests.orchestrator.test_report import _Strict, plan_of
@@ -156,7 +157,7 @@ def test_markdown_has_errors_and_cost(made: tuple[Plan, Ledger]) -> None:
     rows = Evidence(plan, ledger).rows()
     assert "| " + " | ".join(cells(rows[0])) + " |" in text
     assert "## Kinds of error" in text
-    assert re.search(r"\| weight 1\.00 \| [0-9.e-]+ GPU-h \| – \| 32 \| 21\.5 \| 2 x Made-up GPU \|", text)
+    assert re.search(r"\| weight 1\.00 \| [0-9.]+ GPU-[hs] \| – \| 32 \| 21\.5 \| 2 x Made-up GPU \|", text)
 
 
 def test_what_can_not_be_examined_is_said(made: tuple[Plan, Ledger], tmp_path: Path) -> None:
@@ -244,6 +245,9 @@ def test_rows_of_other_hardware_or_versions_are_marked(tmp_path: Path) -> None:
     table = make_table(plan, ledger)
     assert any(note.startswith("◆") and "D_up:1 (2 x V, torch 2.15)" in note for note in notes(plan, table))
     assert "◆ 2 x V, torch 2.15" in page(plan, table, ledger)
+    for text in (terminal(plan, table), markdown(plan, table)):
+        assert text.count("up:1 ◆") == 1
+        assert "\n1:1 ◆" not in text
 
 
 def test_names_are_escaped_wherever_they_stand(made: tuple[Plan, Ledger]) -> None:
