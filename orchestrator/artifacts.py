@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detector.config import ModelConfig
+from detector.errors import InputError
 from detector.origins import without_secrets
 from orchestrator.evaluation import sheet_name
 from orchestrator.files import read_json
@@ -101,7 +102,7 @@ def log_model(
     if "model/MLmodel" in there:
         return
     client = store.client
-    description: Any = read_json(model / "config.json")
+    description: Any = _description(model / "config.json")
     postprocess = row.config.model.postprocess.model_dump(mode="json")
     # What is loaded from a row's run must find what the row's figures say.
     changed = own and description["model"]["postprocess"] != postprocess
@@ -124,6 +125,17 @@ def log_model(
         for path in sorted(folder.iterdir(), key=lambda path: path.name == "MLmodel"):
             client.log_artifact(run_id, str(path), artifact_path="model")
     store.set_tags(run_id, {HISTORY: json.dumps([tags])})
+
+
+def _description(path: Path) -> Any:
+    """The model's config.json. Raises InputError where it can't be read: then there is no model to give away."""
+    try:
+        found = read_json(path)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "model" not in found:
+        raise InputError(f"{path} is {'damaged' if path.exists() else 'missing'}")
+    return found
 
 
 def log_checkpoints(store: RunStore, ledger: Ledger, run_id: str, identity: str) -> None:

@@ -312,11 +312,12 @@ def is_away(error: BaseException) -> bool:
     """Whether it may be better in a while: no connection, no answer in time, or one of 429 and 5xx."""
     if _chain_has(error, _NO_SUCH_HOST):
         return False
-    no_answer = any(isinstance(link, ConnectionError | TimeoutError) for link in _chain(error))
+    no_answer = any(isinstance(link, ConnectionError | TimeoutError) for link in chain(error))
     return no_answer or _chain_has(error, _NO_ANSWER) or _chain_has(error, _REFUSED)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """``error``, what caused it, and so on."""
     link: BaseException | None = error
     while link is not None:
         yield link
@@ -324,12 +325,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _chain_has(error: BaseException, pattern: re.Pattern[str]) -> bool:
-    return any(pattern.search(f"{type(link).__name__} {link}") for link in _chain(error))
+    return any(pattern.search(f"{type(link).__name__} {link}") for link in chain(error))
 
 
 def reason(error: BaseException) -> str:
     """What went wrong, in a few words: of a chain of exceptions the operating system's own, if it is in there."""
-    for link in _chain(error):
+    for link in chain(error):
         if isinstance(link, OSError) and link.strerror and link.errno:
             return link.strerror
     return without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__

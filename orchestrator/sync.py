@@ -39,11 +39,12 @@ def _sync(arguments: argparse.Namespace) -> Answer:
         states = {"finished" if record.over_for(plan.key) else record.state for record in records}
         problem = tracker.finish("FINISHED" if states == {"finished"} else "FAILED" if "failed" in states else "KILLED")
     rows = result_rows(plan, ledger)
-    status = "unreachable" if problem else "complete" if states == {"finished"} else "partial"
+    away = problem is not None and not tracker.unreadable
+    status = "unreachable" if away else "complete" if states == {"finished"} and not problem else "partial"
     document = {"sweep": plan.key, "status": status, "rows": rows, "report": None, "error": problem}
     there = sum(row["run_id"] is not None for row in rows)
     text = f"{there} runs of {plan.key} are up to date in {without_secrets(plan.tracking_uri)}\n"
-    return Answer(4 if problem else 0, document, "" if problem else text, problem)
+    return Answer(4 if away else 3 if problem else 0, document, "" if problem else text, problem)
 
 
 if __name__ == "__main__":

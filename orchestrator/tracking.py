@@ -14,8 +14,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,10 @@ from orchestrator.files import read_json
 from orchestrator.lease import LeaseLostError
 from orchestrator.ledger import Ledger
 from orchestrator.record import Record, evaluation_folder
+from orchestrator.row_run import Point, RowRun
 from orchestrator.run_tags import data_inputs, evaluation_tags, evaluations_of, params, row_tags, training_tags
 from orchestrator.runs import AwayError, RunStore, has, reason
+from orchestrator.unreadable import is_of_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,29 +43,6 @@ KILL_S = 1.5
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "pending": "KILLED"}
 
 
-@dataclass
-class _RowRun:
-    """The run of one row and seed, as far as this process knows it."""
-
-    row: PlannedRow
-    evaluations: dict[str, str]
-    """Keys of the evaluations that it shows, by the prefix of their metrics."""
-    run_id: str | None = None
-    foreign: bool = False
-    """Of another sweep, which began what this one continues; ``row`` is ours."""
-    status: str | None = None
-    reader: journal.Reader | None = None
-    attempts: int = 0
-    there: set[str] | None = None
-    """Paths of artifacts that MLflow has; None: not asked yet."""
-    logged: dict[str, set[int]] = field(default_factory=dict)
-    """Steps that MLflow has, by metric."""
-    marked: bool = False
-    """MLflow has the mark that everything of the present training is there."""
-    complete: bool = False
-    """There is nothing more to do."""
-
-
 class Tracker:
     """Writes ``plan``'s runs. One a driver; its methods are called by one thread at a time.
 
@@ -73,10 +51,12 @@ class Tracker:
 
     def __init__(self, plan: Plan, ledger: Ledger, *, thorough: bool = False) -> None:
         self.plan, self.ledger, self._thorough = plan, ledger, thorough
-        self._runs = [_RowRun(row, row.evaluations) for row in plan.rows]
+        self._runs = [RowRun(row, row.evaluations) for row in plan.rows]
         self.store = RunStore(plan, ledger)
         self._away: str | None = None
-        self._foreign: dict[str, _RowRun] = {}
+        self.unreadable: dict[tuple[str, int], str] = {}
+        """Why a row and seed has a run that lacks something, where its files can't be read."""
+        self._foreign: dict[str, RowRun] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -120,7 +100,7 @@ class Tracker:
     def add(self, row: PlannedRow) -> None:
         """A row that wasn't planned at first: a sample of a search."""
         if all((run.row.row, run.row.seed) != (row.row, row.seed) for run in self._runs):
-            self._runs.append(_RowRun(row, row.evaluations))
+            self._runs.append(RowRun(row, row.evaluations))
 
     def stop_polling(self) -> None:
         """Ends the thread; what it had not written yet is left to ``finish``."""
@@ -134,9 +114,9 @@ class Tracker:
         self.ledger.check()
         try:
             # A row that reuses another's training comes after it, wherever it stands in the table.
-            later = [run for run in self._runs if not run.complete and not self._push_row(run)]
+            later = [run for run in self._runs if not run.complete and not self._brought(run)]
             for run in later:
-                self._push_row(run)
+                self._brought(run)
         except Exception:
             # Nobody knows how much was written: ask again.
             for run in [*self._runs, *self._foreign.values()]:
@@ -152,12 +132,16 @@ class Tracker:
         while True:
             try:
                 self.push()
-                if parent_status == "FINISHED" and registry.register(self.store, self.plan, self.ledger):
+                if (
+                    parent_status == "FINISHED"
+                    and not self.unreadable
+                    and registry.register(self.store, self.plan, self.ledger)
+                ):
                     self._rewrite_report()
                 self.store.log_report()
                 self.store.drop_doubles()
                 self.client.update_run(self.store.parent, status=parent_status)
-                return None
+                return self._lacking()
             except LeaseLostError:
                 raise
             except Exception as error:
@@ -169,6 +153,16 @@ class Tracker:
                     )
                 self._note_away(reason(error), f"waiting up to {patience:g} s for it")
                 time.sleep(min(RETRY_S, max(0.1, until - time.monotonic())))
+
+    def _lacking(self) -> str | None:
+        """A sentence about the runs that lack something."""
+        if not self.unreadable:
+            return None
+        rows = "; ".join(f"{row} (seed {seed}): {why}" for (row, seed), why in self.unreadable.items())
+        return (
+            f"everything is in MLflow but what files of these trainings no longer say: {rows}; put the files back and "
+            "run orchestrator.sync, or train such a row anew by orchestrator.sweep with --only ROW --fresh"
+        )
 
     def _rewrite_report(self) -> None:
         from orchestrator.report import write_report
@@ -219,7 +213,24 @@ class Tracker:
 
     # Rows
 
-    def _push_row(self, run: _RowRun) -> bool:
+    def _brought(self, run: RowRun) -> bool:
+        """As ``_push_row``; a file that can't be read keeps no other row waiting."""
+        key = run.row.row, run.row.seed
+        try:
+            done = self._push_row(run)
+            self.unreadable.pop(key, None)
+            return done
+        except Exception as error:
+            if not is_of_files(error):
+                raise
+            if key not in self.unreadable:
+                logging.getLogger(__name__).warning("the run of %s (seed %d) lacks something: %s", *key, reason(error))
+            self.unreadable[key] = reason(error)
+            if run.run_id is not None:
+                self._set_status(run, STATUS[self.ledger.record(run.row.identity, run.evaluations).state])
+            return True
+
+    def _push_row(self, run: RowRun) -> bool:
         """Brings one run to what the ledger says; False if the run that it builds on isn't there yet."""
         row = run.row
         record = self.ledger.record(row.identity, run.evaluations)
@@ -253,7 +264,7 @@ class Tracker:
         self._set_status(run, STATUS[record.state])
         return True
 
-    def _source(self, row: PlannedRow, record: Record) -> _RowRun | None:
+    def _source(self, row: PlannedRow, record: Record) -> RowRun | None:
         """The run that has the curves of ``row``'s training; None if that is its own."""
         first = next(run for run in self._runs if run.row.identity == row.identity)
         by_us = record.first_sweep == self.plan.key
@@ -265,7 +276,7 @@ class Tracker:
             return None
         return self._elsewhere(row, record)
 
-    def _elsewhere(self, row: PlannedRow, record: Record) -> _RowRun | None:
+    def _elsewhere(self, row: PlannedRow, record: Record) -> RowRun | None:
         """The run of the sweep, or of the row not selected now, that trained this; None if this store lacks it."""
         assert record.first_sweep is not None
         assert record.first_row is not None
@@ -276,7 +287,7 @@ class Tracker:
                 record.training or "", tags | {"sweep": record.first_sweep, "row": record.first_row}
             )
             shown = evaluations_of(found.data.tags) if found else {}
-            self._foreign[row.identity] = _RowRun(row, shown, found.info.run_id if found else None, foreign=True)
+            self._foreign[row.identity] = RowRun(row, shown, found.info.run_id if found else None, foreign=True)
         source = self._foreign[row.identity]
         if source.run_id is None:
             return None
@@ -290,7 +301,7 @@ class Tracker:
             source.complete = record.state == "finished"
         return source
 
-    def _open_row(self, run: _RowRun, record: Record) -> None:
+    def _open_row(self, run: RowRun, record: Record) -> None:
         """Finds the row's run, or makes it, with its parameters."""
         row = run.row
         tags = {
@@ -326,7 +337,7 @@ class Tracker:
         run.marked = found.data.tags.get("complete") == record.training
         run.complete = run.marked and record.state == "finished" and run.status == "FINISHED" and not self._thorough
 
-    def _push_curves(self, run: _RowRun, record: Record) -> None:
+    def _push_curves(self, run: RowRun, record: Record) -> None:
         """New lines of the journal, as far as MLflow lacks them."""
         assert run.run_id is not None
         if run.reader is None:
@@ -348,27 +359,18 @@ class Tracker:
                 folder = evaluation_folder(record.folder, entry["evaluation"])
                 self._log_sheet(run, folder, entry["step"], entry["time"])
 
-    def _log_sheet(self, run: _RowRun, folder: Path, step: int, at: float, prefix: str = "") -> None:
+    def _log_sheet(self, run: RowRun, folder: Path, step: int, at: float, prefix: str = "") -> None:
         assert run.run_id is not None
         if run.there is None:
             run.there = artifacts.present(self.store, run.run_id)
         there = run.there
         artifacts.log_sheet(self.store, self.ledger, run.run_id, folder, step=step, at=at, prefix=prefix, there=there)
 
-    def _log_points(self, run: _RowRun, points: list[tuple[str, float | None, int, float]]) -> None:
-        from mlflow.entities import Metric
-
-        metrics = []
-        for key, value, step, at in points:
-            steps = run.logged.setdefault(key, set())
-            # Undefined metrics have no point in MLflow; a step that was trained again after a crash keeps its first.
-            if value is not None and step not in steps:
-                steps.add(step)
-                metrics.append(Metric(key, value, round(at * 1000), step))
+    def _log_points(self, run: RowRun, points: Iterable[Point]) -> None:
         assert run.run_id is not None
-        self.store.log_metrics(run.run_id, metrics)
+        self.store.log_metrics(run.run_id, run.new(points))
 
-    def _log_result(self, run: _RowRun, record: Record) -> None:
+    def _log_result(self, run: RowRun, record: Record) -> None:
         """Final metrics, configuration, detections, per-class figures and the model; then the mark that it is all."""
         assert run.run_id is not None
         if run.reader is None:
@@ -393,7 +395,7 @@ class Tracker:
     def _kept(self, record: Record, name: str) -> Any:
         return read_json(self.ledger.fetched(record.folder / name))
 
-    def _set_status(self, run: _RowRun, status: str) -> None:
+    def _set_status(self, run: RowRun, status: str) -> None:
         assert run.run_id is not None
         if run.status != status:
             self.client.update_run(run.run_id, status=status)

@@ -291,6 +291,35 @@ def test_away_at_the_end_is_a_sentence_with_the_remedy(storage, monkeypatch):
     assert "`python -m orchestrator.sync t.yaml`" in sentence
 
 
+def test_a_damaged_model_is_named_and_keeps_no_other_run_waiting(storage, caplog):
+    plan = make_plan(storage, {"x": "a", "y": "b", "z": "c"})
+    ledger = Ledger(storage)
+    tracker = opened(plan, ledger)
+    for row in plan.rows:
+        begin(ledger, plan, row)
+        train(ledger, row, 0, STEPS)
+        finish(ledger, row)
+    damaged = ledger.training(plan.rows[0].identity) / "model" / "config.json"
+    whole = damaged.read_text()
+    damaged.write_text(whole[: len(whole) // 2])
+    (ledger.training(plan.rows[1].identity) / "model" / "config.json").unlink()
+    sentence = tracker.finish("FINISHED", patience=0.0)
+    assert f"x (seed 0): {damaged} is damaged; y (seed 0): " in sentence
+    assert "config.json is missing; put the files back" in sentence
+    assert "away" not in sentence + caplog.text
+    client, parents, children = runs(plan)
+    assert {run.info.status for run in [*parents, *children.values()]} == {"FINISHED"}
+    assert "complete" in children["z", 0].data.tags
+    assert [f.path for f in client.list_artifacts(children["z", 0].info.run_id) if f.path == "model"]
+    assert "complete" not in children["x", 0].data.tags
+    assert history(client, children["x", 0], "loss") == [(step, 10.0 - step) for step in range(1, STEPS + 1)]
+    # Once the files are there again, so is what lacked.
+    for row in plan.rows[:2]:
+        (ledger.training(row.identity) / "model" / "config.json").write_text(whole)
+    assert tracker.finish("FINISHED", patience=0.0) is None
+    assert {"complete" in run.data.tags for run in runs(plan)[2].values()} == {True}
+
+
 def test_a_server_that_is_not_there_is_named_without_its_password(storage, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     plan = replace(make_plan(storage, {}), tracking_uri="http://me:secret@127.0.0.1:9")
