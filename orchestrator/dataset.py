@@ -36,6 +36,8 @@ class SplitFacts:
     """Those that training would learn from: no crowds, nothing without area in its image."""
     annotated: bool = True
     """Whether its objects are known; those of COCO's test-dev are its server's."""
+    without_boxes: tuple[str, ...] = ()
+    """Classes that have none of these boxes."""
     there: bool = True
     """False for images that are yet to be generated: the digest is then not that of the data."""
 
@@ -49,24 +51,29 @@ def split_facts(root: str, split: str, data_folder: Path) -> SplitFacts:
     digest = data_digest(root, split, remember=data_folder / "digests.json" if known else None)
     path = data_folder / "splits.json"
     remembered: Any = _remembered(path).get(digest)
-    if remembered is None or not {"boxes", "annotated"} <= remembered.keys():
+    if remembered is None or not {"boxes", "annotated", "without_boxes"} <= remembered.keys():
         found = read_split(root, split)
+        with_boxes = _of_boxes(found)
+        there = set(with_boxes.tolist())
         remembered = {
             "categories": [[category.id, category.name] for category in found.categories],
             "images": len(found.image_ids),
-            "boxes": _boxes(found),
+            "boxes": len(with_boxes),
             "annotated": found.has_annotations,
+            "without_boxes": [category.name for category in found.categories if category.id not in there],
         }
         if known:
             _remember(path, {digest: remembered})
     pairs = tuple((int(number), str(name)) for number, name in remembered["categories"])
     images, boxes = int(remembered["images"]), int(remembered["boxes"])
-    return SplitFacts(root, split, digest, pairs, images, boxes, bool(remembered["annotated"]))
+    without = tuple(map(str, remembered["without_boxes"]))
+    return SplitFacts(root, split, digest, pairs, images, boxes, bool(remembered["annotated"]), without)
 
 
-def _boxes(found: CocoSplit) -> int:
+def _of_boxes(found: CocoSplit) -> np.ndarray:
+    """Category ids of the boxes that training would learn from."""
     sizes = np.repeat(found.sizes, np.diff(found.offsets), 0)
-    return int(training_boxes(found.boxes, sizes, found.crowd)[1].sum())
+    return found.category_ids[training_boxes(found.boxes, sizes, found.crowd)[1]]
 
 
 def undrawn_facts(generated: GeneratedDataConfig, root: str, split: str) -> SplitFacts:
@@ -91,6 +98,7 @@ def remember(facts: Iterable[SplitFacts], data_folder: Path) -> None:
                 "images": item.images,
                 "boxes": item.boxes,
                 "annotated": item.annotated,
+                "without_boxes": list(item.without_boxes),
             }
     if learnt:
         _remember(path, learnt)

@@ -10,6 +10,8 @@ from typing import Any
 from detector.config import TrainingConfig
 from detector.document import listed
 from detector.keys import flat
+from detector.origins import without_secrets
+from orchestrator.dataset import SplitFacts
 from orchestrator.estimate import Estimate, estimate_lines
 from orchestrator.history import MOST
 from orchestrator.order import RULE
@@ -43,8 +45,16 @@ def describe(plan: Plan, ledger: Results, costs: Estimate | None = None, turns: 
         *_plugins(plan),
         f"storage   {plan.storage}",
         f"run       {plan.command}",
+        *_server(plan),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _server(plan: Plan) -> list[str]:
+    """What ``run`` can't say: the address of a tracking server with a password in it."""
+    if without_secrets(plan.tracking_uri) == plan.tracking_uri:
+        return []
+    return ["          with the tracking server's address, whose secrets aren't shown, in $MLFLOW_TRACKING_URI"]
 
 
 def _rows(plan: Plan, ledger: Results) -> list[str]:
@@ -204,19 +214,7 @@ def _common(plan: Plan) -> list[str]:
         for key, value in first.items()
         if key not in ("seed", "data.root") and all(config.get(key) == value for config in configs)
     }
-    facts = plan.rows[0]
-    lines = []
-    if facts.train is not None and facts.val is not None:
-        splits = [split for split in (facts.val, facts.test) if split is not None]
-        lines.append(
-            f"data      {facts.train.root}: {facts.train.images:,} images of {facts.train.split}, "
-            + "".join(f"{split.images:,} of {split.split}, " for split in splits)
-            + f"{len(facts.train.categories)} classes"
-        )
-        if not facts.drawn:
-            lines.append(
-                "          They aren't there yet: the sweep draws them first, and names its trainings by them."
-            )
+    lines = _data(plan)
     settings = ", ".join(f"{key}={_value(value)}" for key, value in shared.items() if value is not None)
     lines += textwrap.wrap(
         settings, 110, initial_indent="shared    ", subsequent_indent=" " * 10, break_on_hyphens=False
@@ -228,6 +226,38 @@ def _common(plan: Plan) -> list[str]:
             text, 110, initial_indent="note      ", subsequent_indent=" " * 10, break_on_hyphens=False
         )
     return lines
+
+
+def _data(plan: Plan) -> list[str]:
+    """The data sets that the rows are trained and evaluated on, and classes without a box, a line each."""
+    groups: dict[tuple[SplitFacts | None, ...], list[PlannedRow]] = {}
+    for row in plan.rows:
+        groups.setdefault((row.train, row.val, row.test), []).append(row)
+    lines = []
+    for (train, *others), rows in groups.items():
+        splits = [split for split in others if split is not None]
+        if train is None or not splits:
+            continue
+        of = f" ({listed(list(dict.fromkeys(row.row for row in rows)), MOST)})" if len(groups) > 1 else ""
+        lines.append(
+            f"{train.root}: {train.images:,} images of {train.split}, "
+            + "".join(f"{split.images:,} of {split.split}, " for split in splits)
+            + f"{len(train.categories)} classes{of}"
+        )
+        if not rows[0].drawn:
+            lines.append("They aren't there yet: the sweep draws them first, and names its trainings by them.")
+        if train.without_boxes:
+            lines.append(f"No box of these in {train.split}, so they can't be learned: {_classes(train)}")
+        lines += [
+            f"No box of these in {split.split}, so they are undefined there and in no AP: {_classes(split)}"
+            for split in splits
+            if split.without_boxes and split.annotated
+        ]
+    return [f"{'' if index else 'data':<10}{line}" for index, line in enumerate(lines)]
+
+
+def _classes(split: SplitFacts) -> str:
+    return listed(split.without_boxes, MOST)
 
 
 def _base(plan: Plan, row: PlannedRow) -> list[str]:

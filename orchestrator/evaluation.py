@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detector.config import TrainingConfig
+from orchestrator.fields import METRICS
 from orchestrator.ledger import Ledger
 from orchestrator.record import Metrics
-from orchestrator.spec import METRICS
 
 if TYPE_CHECKING:
     from detector.data.store import Store

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from detector.document import listed
+from orchestrator.fields import METRICS
 from orchestrator.files import read_json
 from orchestrator.identity import digest, evaluation_settings
 from orchestrator.results import Mean, mean
-from orchestrator.spec import METRICS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

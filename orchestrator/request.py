@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from detector.document import suggestion
 from detector.errors import InputError
 from detector.keys import Setting
 from detector.origins import without_secrets
 from orchestrator.identity import digest
 from orchestrator.storage import check_scheme
+
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "file")
+"""What an address of MLflow's may begin with."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,22 @@ def resolve_tracking_uri(given: str | None, storage: Path | str) -> str:
 
 
 def check_tracking_uri(given: str | None, storage: Path | str) -> None:
-    """Raises InputError for a database in a folder that isn't there, other than the storage: a slip of the hand."""
+    """Raises InputError for slips of the hand: an address that MLflow has no store for, and a database in a folder that
+    isn't there, other than the storage.
+    """
     uri = resolve_tracking_uri(given, storage)
+    origin = "--tracking-uri" if given else "$MLFLOW_TRACKING_URI"
+    scheme = uri.partition("://")[0].partition("+")[0] if "://" in uri else None
+    if scheme is not None and scheme not in TRACKING_SCHEMES:
+        raise InputError(
+            f"{origin} is {without_secrets(uri)}, but MLflow has no store for {scheme}://; "
+            f"{suggestion(scheme, TRACKING_SCHEMES)}"
+        )
     path = uri.removeprefix("sqlite:///").split("?")[0] if uri.startswith("sqlite:///") else None
     if not path or path == ":memory:":
         return
     folder = Path(os.path.abspath(path)).parent
     if folder != storage and not folder.is_dir():
-        origin = "--tracking-uri" if given else "$MLFLOW_TRACKING_URI"
         raise InputError(f"{origin} is {uri}, but there is no folder {folder}; make it, or correct the address")
 
 

@@ -13,9 +13,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import Field
 
 import orchestrator
 from detector.config import Section, Seed
@@ -24,19 +24,8 @@ from detector.errors import InputError
 from detector.keys import Setting, check_key, read_layer, read_settings
 from detector.plugins import Plugin, read_plugins
 from detector.refusals import checked, short
+from orchestrator.fields import JOURNAL_METRICS, Figures, Metric, Text
 from orchestrator.search_spec import Search, check_search
-
-Metric = Literal["AP", "AP50", "AP75", "APs", "APm", "APl"]
-METRICS: tuple[Metric, ...] = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-"""The figures of a table, in percent, in the order in which papers print them."""
-PaperMetric = Literal[Metric, "test_AP", "test_AP50", "test_AP75", "test_APs", "test_APm", "test_APl"]
-"""What a figure of the paper may be: of the validation split, or with ``test_`` of the test split."""
-JOURNAL_METRICS = (
-    *METRICS,
-    *("loss", "loss_cls", "loss_reg", "loss_quality", "loss_dfl", "loss_reg_initial", "lr", "positives_per_gt"),
-    *("positive_iou", "loss_reg_fixed", "images_per_second", "data_wait", "memory_gb", "inference_ms", "eval_seconds"),
-)
-"""What a figure may show over the steps."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9 ._-]{0,198}[A-Za-z0-9_-])?")
@@ -48,15 +37,6 @@ _FORBIDDEN_IN_ROWS = {
     "seed": "seeds are listed under seeds: or by --seeds",
 }
 _FORBIDDEN_IN_SET = {key: _FORBIDDEN_IN_ROWS[key] for key in ("schedule.recipe_batch_size", "seed")}
-
-
-def _text(value: Any) -> Any:
-    """Numbers in table cells and names are kept as they are written."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-Text = Annotated[str, BeforeValidator(_text), StringConstraints(min_length=1)]
-Figures = dict[PaperMetric, Annotated[float, Field(allow_inf_nan=False)]]
 
 
 class _Row(Section):

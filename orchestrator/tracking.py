@@ -147,9 +147,11 @@ class Tracker:
             except Exception as error:
                 if time.monotonic() >= until:
                     command = self.plan.command.replace("orchestrator.sweep", "orchestrator.sync", 1)
+                    shown = without_secrets(self.plan.tracking_uri)
                     return (
-                        f"the tracking server {without_secrets(self.plan.tracking_uri)} could not be brought up to "
+                        f"the tracking server {shown} could not be brought up to "
                         f"date ({reason(error)}); nothing is lost: `{command}` does it from the ledger"
+                        + ("" if shown == self.plan.tracking_uri else ", with the server in $MLFLOW_TRACKING_URI")
                     )
                 self._note_away(reason(error), f"waiting up to {patience:g} s for it")
                 time.sleep(min(RETRY_S, max(0.1, until - time.monotonic())))

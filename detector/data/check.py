@@ -177,7 +177,8 @@ def _whole(found: CocoSplit, report: SplitReport, short_side: int, long_side: in
         yield Problem(file, "", reason, "they never train and are ignored in evaluation", "crowds")
     for name, count in report.boxes_per_class.items():
         if not count:
-            yield Problem(file, f"category {name!r}", "no box is trained on", "it can't be learned here", "empty class")
+            reason, remedy = "has no box", "it can't be learned from this split, and has no AP on it"
+            yield Problem(file, f"category {name!r}", reason, remedy, "empty class")
     small = float((report.sides < SMALL_SIDE).mean()) if len(report.sides) else 0.0
     if small > SMALL_SHARE:
         reason = (
@@ -195,7 +196,7 @@ def _between(earlier: SplitReport, report: SplitReport) -> Iterator[Problem]:
         yield Problem(f"split {report.split}", "", reason, remedy, "other categories")
     for checksum in report.contents.keys() & earlier.contents.keys():
         reason = f"has the same bytes as {earlier.contents[checksum]} of split {earlier.split}"
-        remedy = "an image in training and validation makes the figures too good; remove one"
+        remedy = "an image that is both trained and evaluated on makes the figures too good; remove one"
         yield Problem(f"{report.split}/{report.contents[checksum]}", "", reason, remedy, "image in two splits")
 
 

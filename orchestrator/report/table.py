@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from detector.document import listed
 from orchestrator import registry
 from orchestrator.departures import other_than_paper
+from orchestrator.fields import METRICS
 from orchestrator.plan import Plan
 from orchestrator.report.hardware import marks
 from orchestrator.results import Mean, Results, mean, result_rows
-from orchestrator.spec import METRICS
 
 UNDEFINED = "–"
 MARK = "◆"

@@ -13,6 +13,7 @@ from detector.errors import InputError, UnreachableError
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, make_plan
 from orchestrator.request import SweepRequest
+from orchestrator.sweep import main
 from tests.orchestrator.tables import BASE, TABLE, write_data, write_table
 
 
@@ -322,3 +323,21 @@ def test_the_validation_split_does_not_change_the_identity(table: Path) -> None:
     two = plan_of(table).rows[0]
     assert (one.identity, one.evaluation) != (two.identity, two.evaluation)
     assert one.identity == two.identity
+
+
+def test_a_dry_run_names_every_data_set_and_classes_without_a_box(
+    table: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_data(table.parent / "other", classes=("bird", "cat", "dog"))
+    settings = "{model.assigner.predicted_weight: up}"
+    other = f"{{model.assigner.predicted_weight: up, data.root: {table.parent / 'other'}}}"
+    table.write_text(TABLE.replace(settings, other))
+    assert main([str(table), "--dry-run", "--tracking-uri", "http://me:secret@127.0.0.1:9"]) == 0
+    out = capfd.readouterr().out
+    lines = [line.strip() for line in out.splitlines()]
+    assert f"data      {table.parent / 'data'}: 2 images of train, 2 of val, 2 classes (1:1)" in lines
+    assert f"{table.parent / 'other'}: 2 images of train, 2 of val, 3 classes (D_up:1)" in lines
+    assert lines.count("No box of these in train, so they can't be learned: dog") == 1
+    assert lines.count("No box of these in val, so they are undefined there and in no AP: cat, dog") == 1
+    assert "secret" not in out
+    assert lines[-1].endswith("in $MLFLOW_TRACKING_URI")

@@ -63,6 +63,8 @@ def test_a_table_is_read(tmp_path: Path) -> None:
         ("{model.assigner.predicted_weight: up}", "{schedule: {iterations: 5}}", 11, ["schedule.epochs_factor"]),
         ("{model.assigner.predicted_weight: up}", "{seed: 5}", 11, ["a row can't set seed", "--seeds"]),
         ("{model.assigner.predicted_weight: up}", "[1]", 11, ["rows.1.set is [1]"]),
+        ("AP: 39.75, AP50: 57.43", "AP: 0.393", 8, ["figures are in percent", "write AP: 39.3 for 0.393"]),
+        ("AP: 39.75", "AP: 139.3", 8, ["rows.0.paper.AP is 139.3", "100"]),
         ("AP: 39.75", "AP: true", 8, ["rows.0.paper.AP is true", "must be a number"]),
         ("seeds: [0]", "seeds: [true]", 13, ["seeds.0 is true", "a whole number ≥ 0"]),
         ("seeds: [0]", "seeds: [9999999999]", 13, ["seeds.0 is 9999999999", "≤ 4,294,967,295"]),
@@ -309,3 +311,10 @@ def test_a_section_given_one_value_is_refused(value: object, sentence: str) -> N
     below = [Setting("model.backbone", "r18", "base.yaml, line 2")]
     with pytest.raises(InputError, match=re.escape(f"profile.yaml, line 1: {sentence}")):
         resolve([below, [Setting("model", value, "profile.yaml, line 1")]])
+
+
+def test_a_figure_that_is_null_is_not_known(tmp_path: Path) -> None:
+    spec = load_spec(str(write_table(tmp_path, TABLE.replace("AP: 39.75", "AP: null"))))
+    assert spec.rows[0].paper == {"AP50": 57.43}
+    small = load_spec(str(write_table(tmp_path, TABLE.replace("AP: 39.75, AP50: 57.43", "AP: 0.9, AP50: 2.1"))))
+    assert small.rows[0].paper == {"AP": 0.9, "AP50": 2.1}

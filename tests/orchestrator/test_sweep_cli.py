@@ -119,6 +119,12 @@ def test_json_of_a_dry_run_stands_alone_on_standard_output(table: Path) -> None:
         (["--bogus"], 2, "refused", "--bogus"),
         (["--storage", "s3://x"], 2, "refused", "--storage"),
         (["--seeds", "99999999999"], 2, "refused", "--seeds"),
+        (
+            ["--tracking-uri", "htp://me:secret@x"],
+            2,
+            "refused",
+            "is htp://x, but MLflow has no store for htp://; did you",
+        ),
         (["--tracking-uri", "sqlite:////no/such/x.db"], 2, "refused", "there is no folder /no/such;"),
         (["--storage", "/dev/null/x"], 4, "unreachable", "/dev/null/x"),
     ],

@@ -112,7 +112,7 @@ def test_files_nobody_lists_and_classes_without_boxes_are_noted(tmp_path):
     shutil.copy(root / "train" / "train1.jpg", root / "train" / "spare.jpg")
     text, _ = report(root)
     assert "training leaves it out" in line(text, "spare.jpg", "is not listed in train.json")
-    assert line(text, "category 'dog'", "no box is trained on")
+    assert line(text, "category 'dog'", "has no box")
     assert "category 'bird'" not in text
 
 
