@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.resampling import DAMAGED, keep, read_detections, read_matches, split_store
+from orchestrator.resampling import DAMAGED, keep, read_matches, truth_and_detections
 
 if TYPE_CHECKING:
     from detector.error_kinds import ErrorKinds
@@ -32,12 +32,9 @@ def examined(place: Storage, identity: str, key: str, split_digest: str) -> Erro
     matches = read_matches(place, folder, split_digest)
     if isinstance(matches, str):
         return matches
-    opened = split_store(place, split_digest)
-    if isinstance(opened, str):
-        return opened
-    detections = read_detections(place, folder)
-    if isinstance(detections, str):
-        return detections
-    found = error_kinds(opened.instances(), detections, best_threshold(matches))
+    both = truth_and_detections(place, folder, split_digest)
+    if isinstance(both, str):
+        return both
+    found = error_kinds(*both, best_threshold(matches))
     keep(place, f"{folder}/errors.npz", **found.arrays())
     return found

@@ -24,6 +24,7 @@ import numpy as np
 from orchestrator.files import read_json
 
 if TYPE_CHECKING:
+    from detector.data.instances import Instances
     from detector.data.store import Store
     from detector.matches import Matches
     from detector.results import Results
@@ -86,15 +87,21 @@ def read_matches(place: Storage, folder: str, split_digest: str) -> Matches | st
     path = place.fetch(f"{folder}/matches.npz")
     with contextlib.suppress(*DAMAGED), np.load(path) as arrays:
         return Matches(**arrays)
+    both = truth_and_detections(place, folder, split_digest)
+    if isinstance(both, str):
+        return both
+    found = match(*both)
+    keep(place, f"{folder}/matches.npz", **found.arrays())
+    return found
+
+
+def truth_and_detections(place: Storage, folder: str, split_digest: str) -> tuple[Instances, Results] | str:
+    """The annotated boxes of the split and what the evaluation in ``folder`` found, or what of them is missing."""
     opened = split_store(place, split_digest)
     if isinstance(opened, str):
         return opened
-    detections = read_detections(place, folder)
-    if isinstance(detections, str):
-        return detections
-    found = match(opened.instances(), detections)
-    keep(place, f"{folder}/matches.npz", **found.arrays())
-    return found
+    detections = _detections(place, folder)
+    return detections if isinstance(detections, str) else (opened.instances(), detections)
 
 
 def split_store(place: Storage, split_digest: str) -> Store | str:
@@ -108,7 +115,7 @@ def split_store(place: Storage, split_digest: str) -> Store | str:
     return opened if opened.has_annotations else "its images have no annotations here"
 
 
-def read_detections(place: Storage, folder: str) -> Results | str:
+def _detections(place: Storage, folder: str) -> Results | str:
     """What the evaluation in ``folder`` found, or a sentence that says what is missing."""
     from detector.results import Results
 
