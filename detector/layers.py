@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
 
 from detector.config import HeadConfig
@@ -42,16 +44,41 @@ def initialise_prior(class_logits: nn.Conv2d) -> None:
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):
-    """torchvision's, written over its input, which must be what a convolution gave and nobody else needs.
+    """torchvision's, whose input must be what a convolution gave and nobody else needs: float32 is written over it.
 
     So feature maps are neither copied twice nor, under autocast, made float32 again.
     """
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same tensor."""
+        """(N, C, H, W) -> the same in the same precision."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        return features.mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
+        if features.dtype == scale.dtype:
+            return features.mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
+        return _Scaled.apply(features, scale, shift)
+
+
+class _Scaled(torch.autograd.Function):
+    """Scale and shift of each channel, computed in their own precision and rounded once to that of the features.
+
+    In one pass of the kernel that batch normalisation has for this, where the operators would make both float32 first;
+    and without keeping the features for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return _scaled(features, scale, shift)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        return _scaled(gradient, scale, None), None, None
+
+
+def _scaled(features: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    mean, variance = torch.zeros_like(scale), torch.ones_like(scale)
+    return functional.batch_norm(features, mean, variance, scale, shift, eps=0.0)
 
 
 class DeformableConv(nn.Module):

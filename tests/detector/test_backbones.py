@@ -91,6 +91,30 @@ def test_feature_maps_stay_bfloat16_behind_frozen_normalisation():
         assert (one.float() - other).norm() < 0.05 * other.norm()
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_frozen_normalisation_of_short_numbers_is_computed_in_float32_and_rounded_once(precision):
+    torch.manual_seed(3)
+    mine, theirs = FrozenBatchNorm(8), FrozenBatchNorm2d(8)
+    nn.init.uniform_(mine.weight, 0.2, 2.0)
+    nn.init.normal_(mine.bias)
+    nn.init.normal_(mine.running_mean)
+    nn.init.uniform_(mine.running_var, 0.1, 2.0)
+    theirs.load_state_dict(mine.state_dict())
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        features = torch.randn(2, 8, 9, 7).to(precision).to(memory_format=memory_format).requires_grad_()
+        found = mine(features)
+        assert found.dtype == precision
+        # Multiplying and adding in one operation or in two may fall on either side of a rounding.
+        expected = theirs(features.detach())
+        spacing = torch.finfo(precision).eps * expected.abs().clamp(min=1e-2)
+        assert ((found.float() - expected).abs() <= spacing).all()
+        assert (found == expected.to(precision)).float().mean() > 0.99
+        gradient = torch.randn(2, 8, 9, 7).to(precision)
+        found.backward(gradient)
+        scale = mine.weight * (mine.running_var + mine.eps).rsqrt()
+        assert torch.equal(features.grad, (gradient.float() * scale.view(-1, 1, 1)).to(precision))
+
+
 def test_the_stem_and_first_stage_are_frozen_only_with_pretrained_weights():
     frozen = build_backbone(ModelConfig(backbone="r18", norm="frozen_bn"))
     trainable = {name for name, parameter in frozen.named_parameters() if parameter.requires_grad}
