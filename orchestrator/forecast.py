@@ -24,11 +24,11 @@ from orchestrator.published import published
 from orchestrator.results import Results
 from orchestrator.simulation import KINDS, Cluster, Kind, Outcome, Work, alone_s, simulate
 
-START_S = 12.0
+START_S = 20.0
 """From a training's turn to its first step: worker processes, imports, data, model."""
-SWEEP_S = (15.0, 8.0)
+SWEEP_S = (14.0, 6.0)
 """Before the first training (Ray, MLflow) and after the last one (report, MLflow)."""
-# For two CPU cores, and not measured yet: docs/performance.md says by what they will be.
+# Both of two CPU cores, from what docs/performance.md says that sweeps and trainings cost there.
 GPU_LIFETIME_H = 50_700.0
 """Mean hours until a GPU, or what it needs, fails: 419 unexpected interruptions of 16,384 GPUs in 54 days (Grattafiori
 et al., 2024, The Llama 3 herd of models, table 5)."""

@@ -10,6 +10,7 @@ K candidates of a box over all levels. Boxes are xyxy in pixels of the input.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -194,16 +195,31 @@ def _lines(anchors: Tensor, level_shapes: Sequence[tuple[int, int]], dtype: torc
     """Where the columns of each level's centres are, then its rows: (2L, W), ascending, minus infinity before them and
     infinity behind.
     """
-    longest = max(max(shape) for shape in level_shapes)
-    lines = torch.full((2 * len(level_shapes), longest + 2), torch.inf, dtype=dtype, device=anchors.device)
-    lines[:, 0] = -torch.inf
+    places, beyond = _line_places(tuple(map(tuple, level_shapes)), anchors.device, dtype)
+    near, far = (anchors.reshape(-1)[side:].index_select(0, places.view(-1)).to(dtype) for side in (0, 2))
+    return near.add_(far).div_(2).view_as(beyond).add_(beyond)
+
+
+@lru_cache(maxsize=256)
+def _line_places(
+    level_shapes: tuple[tuple[int, ...], ...], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Where the anchors' coordinates are that the columns, then the rows, of each level have; and what is added there.
+
+    (2L, W) both: places in the flattened anchors, any before and behind; and 0, there minus infinity and infinity. The
+    same for all images of a size.
+    """
+    levels, longest = len(level_shapes), max(max(shape) for shape in level_shapes)
+    places = torch.zeros(2, levels, longest + 2, dtype=torch.int64)
+    beyond = torch.full((2, levels, longest + 2), torch.inf, dtype=dtype)
+    beyond[..., 0] = -torch.inf
     start = 0
     for level, (height, width) in enumerate(level_shapes):
-        columns, rows = anchors[start : start + width, 0::2], anchors[start : start + height * width : width, 1::2]
-        lines[level, 1 : width + 1] = columns.to(dtype).sum(-1) / 2
-        lines[len(level_shapes) + level, 1 : height + 1] = rows.to(dtype).sum(-1) / 2
+        for axis, count, step in ((0, width, 1), (1, height, width)):
+            places[axis, level, 1 : count + 1] = 4 * (start + step * torch.arange(count)) + axis
+            beyond[axis, level, 1 : count + 1] = 0.0
         start += height * width
-    return lines
+    return places.view(2 * levels, -1).to(device), beyond.view(2 * levels, -1).to(device)
 
 
 def _nearest_on_lines(lines: Tensor, points: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
