@@ -64,7 +64,8 @@ def _table(rows: Sequence[RowErrors]) -> str:
     legend = "".join(f'<span class="c{index}"><i></i>{kind}</span>' for index, kind in enumerate(WRONG))
     notes = "".join(f"<p>{escape(note)}</p>" for note in missing(rows))
     return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        f'<div class="wide"><table class="dense"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
         f'<p class="legend">{legend}</p>{notes}'
     )
 

@@ -39,7 +39,8 @@ tbody th.text { min-width: 9rem; max-width: 22rem; overflow-wrap: anywhere; }
 .up { color: var(--up); } .down { color: var(--down); } .judged.up { background: var(--upground); font-weight: 600; }
 .judged.down { background: var(--downground); font-weight: 600; }
 .failed { color: var(--down); font-weight: 600; } .mark { color: var(--c1); font-weight: 600; }
-table.pairs { font-size: .87rem; } table.pairs th, table.pairs td { padding: .42rem .5rem; }
+table.pairs, table.dense { font-size: .87rem; }
+:is(table.pairs, table.dense) :is(th, td) { padding: .42rem .5rem; }
 table.pairs td { white-space: nowrap; } table.pairs td.text { white-space: normal; min-width: 9rem; max-width: 21rem; }
 table.pairs td.wider { min-width: 12rem; }
 ul.notes { background: var(--card); padding: .9rem 1.2rem .9rem 2.3rem; border-radius: .5rem; color: var(--soft);
