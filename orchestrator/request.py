@@ -16,7 +16,18 @@ from detector.origins import without_secrets
 from orchestrator.identity import digest
 from orchestrator.storage import check_scheme
 
-TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "file")
+TRACKING_SCHEMES = (
+    "http",
+    "https",
+    "sqlite",
+    "postgresql",
+    "mysql",
+    "mssql",
+    "databricks",
+    "databricks-uc",
+    "uc",
+    "file",
+)
 """What an address of MLflow's may begin with."""
 
 
