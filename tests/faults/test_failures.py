@@ -50,6 +50,7 @@ def not_finite_on_one_of_two(folder: Path) -> Sweep:
     return Sweep(folder, first + LATE, workers=2, iterations=10, plugin=FAULTY)
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_on_one_worker_fails_that_row_alone(tmp_path, measured):
     """Fault 12."""
     sweep = not_finite_on_one_of_two(tmp_path / "sweep")

@@ -52,10 +52,10 @@ def test_a_forecast_adds_up_what_an_estimate_does(tmp_path: Path) -> None:
     assert found.seconds == pytest.approx(sum(SWEEP_S) + 2 * each), "four trainings, two at a time"
     assert found.device_hours == pytest.approx(2 * found.seconds / 3600)
     assert found.idle == pytest.approx(2 * sum(SWEEP_S) / 3600)
-    document = forecast_document(found)
+    document, first = forecast_document(found), SWEEP_S[0]
     assert sum(document["shares"].values()) == pytest.approx(1)
     assert document["utilisation"] == pytest.approx(4 * 100 * 36 / (2 * found.seconds))
-    assert [one["start"] for one in document["trainings"]] == pytest.approx([15, 15, 15 + each, 15 + each])
+    assert [one["start"] for one in document["trainings"]] == pytest.approx([first, first, first + each, first + each])
     wider = told(plan, MemoryLedger(), "1x9xcpu", replace(CORES, devices=9, cpus=9))
     assert wider.seconds == pytest.approx(sum(SWEEP_S) + each)
     assert "the longest training" in limits(wider)[0]
