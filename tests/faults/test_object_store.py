@@ -23,7 +23,7 @@ from tests.faults.sweeps import Sweep, executed
 from tests.faults.test_tracking_server import check_all_there, make_plan, opened, trainings
 
 pytestmark = pytest.mark.long
-ITERATIONS, FEW = 40, 20
+ITERATIONS = 40
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def written(folder: Path, step: int) -> Path:
 
 def test_a_sweep_goes_on_after_its_bucket_answered_503(s3, tmp_path, measured):
     """Fault 10: for a while nothing can be read or written; what was trained is not lost, nor is a step twice."""
-    sweep = Sweep(tmp_path / "sweep", iterations=FEW)
+    sweep = Sweep(tmp_path / "sweep", iterations=ITERATIONS)
     sweep.storage = address = "s3://detsweep/experiments"
     database = f"sqlite:///{tmp_path / 'mlflow.db'}"
     with FlakyProxy(s3["AWS_ENDPOINT_URL"]) as proxy:
@@ -137,8 +137,8 @@ def test_a_sweep_goes_on_after_its_bucket_answered_503(s3, tmp_path, measured):
     (row,) = document["rows"]
     record = Ledger(address).record(row["identity"])
     assert all(attempt["from_step"] >= 5 for attempt in record.history[1:])
-    assert list(journal.every_step(record.journal, "loss")) == list(range(1, FEW + 1))
-    wasted = executed(record) - FEW
+    assert list(journal.every_step(record.journal, "loss")) == list(range(1, ITERATIONS + 1))
+    wasted = executed(record) - ITERATIONS
     completed = "yes" if sweep.process.returncode == 0 and len(record.history) == 1 else "by itself or the next command"
     measured(
         "10: bucket answers 503 for 20 s", completed=completed, wasted=wasted, said=json.loads(output)["error"] or "–"
