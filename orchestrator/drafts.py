@@ -29,6 +29,7 @@ class Draft:
 
 
 def draft(row: RowSpec, profile: Sequence[Setting], settings: Sequence[Setting]) -> Draft:
+    """``row`` with its base, ``profile``, the environment and ``settings``, the strongest last. Raises InputError."""
     environment = os.environ.get("DETSWEEP_DATA")
     from_environment = [Setting("data.root", environment, "$DETSWEEP_DATA")] if environment else []
     # The environment stands above the files of the recipe and below what a row or the command line says.
@@ -114,5 +115,6 @@ def _root(config: TrainingConfig) -> str:
 
 
 def splits(config: TrainingConfig) -> tuple[str, ...]:
+    """Names of the splits that ``config`` trains on, evaluates on and tests on."""
     data = config.data
     return (data.train, data.val) if data.test is None else (data.train, data.val, data.test)

@@ -219,7 +219,8 @@ def _line_places(
             places[axis, level, 1 : count + 1] = 4 * (start + step * torch.arange(count)) + axis
             beyond[axis, level, 1 : count + 1] = 0.0
         start += height * width
-    return places.view(2 * levels, -1).to(device), beyond.view(2 * levels, -1).to(device)
+    places, beyond = places.view(2 * levels, -1), beyond.view(2 * levels, -1)
+    return places.to(device, non_blocking=True), beyond.to(device, non_blocking=True)
 
 
 def _nearest_on_lines(lines: Tensor, points: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

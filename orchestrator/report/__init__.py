@@ -31,11 +31,9 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
     the files or of the rows and seeds that are selected, that is a look at them, which is remembered first. Raises
     UnreachableError where the folder can't be written.
     """
-    compared = [compare(plan, ledger)]
-    if plan.wider is not None:
-        plan = plan.wider
-        compared.append(compare(plan, ledger))
-    table, comparison = make_table(plan, ledger), compared[-1]
+    looks = [] if plan.reported is plan else [compare(plan, ledger)]
+    plan = plan.reported
+    table, comparison = make_table(plan, ledger), compare(plan, ledger)
     evidence, curves = Evidence(plan, ledger), Curves(plan, ledger)
     contents = {
         "report.html": page(plan, table, ledger, comparison, evidence, curves),
@@ -46,7 +44,7 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
     if comparison.pairs or (plan.folder / "pairs.csv").exists():
         contents["pairs.csv"] = comma_separated_pairs(comparison)
     try:
-        for one in compared:
+        for one in [*looks, comparison]:
             if one.look:
                 ledger.remember_look(plan.key, one.seeds)
         plan.folder.mkdir(parents=True, exist_ok=True)
