@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import re
@@ -171,7 +172,25 @@ def connected(address: str | None) -> Iterator[Nodes]:
     try:
         yield Nodes.of(present().nodes, here=address is None)
     finally:
+        _shut_down()
+
+
+def _shut_down() -> None:
+    """Leaves the cluster.
+
+    A reference to one of Ray's objects that is collected meanwhile, by whichever thread, ends the process with
+    status 1. Tune's exceptions leave such garbage behind.
+    """
+    import ray
+
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        gc.collect()
         ray.shutdown()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def free_leftovers() -> None:

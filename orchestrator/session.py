@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from orchestrator.worker import Assignment
 
 
-TUNE_END_S = 60.0
-"""Tune looks at least this often whether it is to end; as a rule ten times a second."""
+THREADS_END_S = 60.0
+"""Tune looks at least this often whether it is to end, as a rule ten times a second; a probe of nodes takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ class Pass:
         """Identities that another live sweep is training."""
         self._stop = threading.Event()
         self._tune: threading.Thread | None = None
+        self._supply: Supply | None = None
         self._broken: BaseException | None = None
         self._tune_error: dict[str, str] = {}
 
@@ -135,14 +136,13 @@ class Pass:
                         return self._give_up(tracker, stop)
                     except BudgetSpentError as error:
                         end_gracefully(self.ledger, self._claimed, self._tune)
-                        self._end_tune()
+                        self._end_threads()
                         self._release()
                         tracker.stop_polling()
                         notice = tracker.finish("KILLED") if tracker.opened else None
                         return SweepOutcome("partial", str(error), 3, notice)
-                    except BaseException:
-                        self._end_tune()
-                        raise
+                    finally:
+                        self._end_threads()
             else:
                 connecting.wait()
                 tracker.open(PATIENCE_S)
@@ -214,18 +214,17 @@ class Pass:
         self._tune.start()
         with contextlib.ExitStack() as stack:
             stack.enter_context(Refresh(self.plan, self.ledger))
-            supply = None
             if expected is not None:
                 wait_s = WAIT_S if self._limits.wait_for_nodes_s is None else self._limits.wait_for_nodes_s
                 left = functools.partial(self._left, needs)
-                supply = stack.enter_context(Supply(cluster, expected, left, wait_s))
+                self._supply = stack.enter_context(Supply(cluster, expected, left, wait_s))
             while self._tune.is_alive():
                 self._tune.join(timeout=self.ledger.place.pause)
                 self.ledger.check()
                 table.update()
                 self._check_budget(gpus)
-                if supply is not None:
-                    supply.check()
+                if self._supply is not None:
+                    self._supply.check()
         if self._broken is not None:
             raise UnreachableError(
                 f"the cluster stopped scheduling ({_last_words(self._broken)}); run the same command again to continue"
@@ -327,14 +326,15 @@ class Pass:
         self._release()
         if tracker.opened:
             tracker.abandon()
-        self._end_tune()
         return interrupted(stop)
 
-    def _end_tune(self) -> None:
-        """Ends Tune's thread, which must not outlive the connection to Ray: using it then ends the process."""
+    def _end_threads(self) -> None:
+        """Ends the threads that must not outlive the connection to Ray: using it then ends the process."""
         self._stop.set()
-        if self._tune is not None:
-            self._tune.join(timeout=TUNE_END_S)
+        if self._tune is not None and self._tune.is_alive():
+            self._tune.join(timeout=THREADS_END_S)
+        if self._supply is not None:
+            self._supply.join(timeout=THREADS_END_S)
 
     def _outcome(self, tracker: Tracker) -> SweepOutcome:
         from orchestrator.report import write_report

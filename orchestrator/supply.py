@@ -80,9 +80,12 @@ class Supply:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Not waited for here: a driver that was told to end has seconds for its ledger.
         self._stop.set()
-        # Not for long: a driver that was told to end has seconds for its ledger.
-        self._thread.join(timeout=0.5)
+
+    def join(self, timeout: float) -> None:
+        """Waits until the thread, once it was left, uses the cluster no more."""
+        self._thread.join(timeout)
 
     def check(self) -> None:
         """Raises ``UnreachableError`` once nothing that is left has had room for too long."""

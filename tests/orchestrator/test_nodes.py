@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -63,3 +66,39 @@ def test_somebody_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_client_protocol_is_refused() -> None:
     with pytest.raises(InputError, match="client protocol"):
         check_address("ray://127.0.0.1:10001")
+
+
+LEAVING = """
+import gc, threading, time
+import ray
+from orchestrator.nodes import connected
+
+class Cycle:
+    pass
+
+def collect():
+    while ray.is_initialized():
+        time.sleep(0.0001)
+    gc.collect()
+
+gc.disable()
+with connected(None):
+    for number in range(20_000):
+        cycle = Cycle()
+        cycle.itself, cycle.object = cycle, ray.put(number)
+    del cycle
+    other = threading.Thread(target=collect)
+    other.start()
+other.join()
+print("left", gc.isenabled())
+gc.enable()
+with connected(None):
+    pass
+print("again", gc.isenabled())
+"""
+
+
+def test_garbage_with_references_to_objects_of_the_cluster_does_not_end_the_process_that_leaves_it() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    ran = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, env=environment, timeout=240)
+    assert (ran.returncode, ran.stdout) == (0, "left False\nagain True\n"), ran.stderr
