@@ -29,7 +29,7 @@ from detector.training_state import TrainingState
 __all__ = ["Hooks", "TrainingError", "TrainingState", "TrainingStopped", "train"]
 
 
-RUN_AHEAD = 10
+RUN_AHEAD = 20
 """Training waits for a checkpoint when it has gone on for one such part of ``checkpoint.every``, so that no more than
 that is done again, beside ``checkpoint.every`` steps, after a death."""
 
@@ -60,7 +60,7 @@ class Hooks:
         """Figures of the validation split; on rank 0."""
 
     def on_checkpoint(self, step: int, metrics: dict[str, float | None]) -> None:
-        """The checkpoint of ``step`` is kept, and these are the ``metrics`` of then; up to a tenth of
+        """The checkpoint of ``step`` is kept, and these are the ``metrics`` of then; up to a twentieth of
         ``checkpoint.every`` steps later, on every rank after as many.
         """
 

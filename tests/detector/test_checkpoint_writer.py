@@ -14,7 +14,7 @@ from detector.training import Hooks, TrainingError, TrainingState, train
 from tests.detector.conftest import small_config
 
 CONFIG = small_config(
-    schedule={"iterations": 42, "batch_size": 1, "recipe_batch_size": 1}, data={"short_side": 32, "long_side": 32},
+    schedule={"iterations": 41, "batch_size": 1, "recipe_batch_size": 1}, data={"short_side": 32, "long_side": 32},
     checkpoint={"every": 20}, tracking={"every": 10},
 )  # fmt: skip
 
@@ -22,7 +22,7 @@ CONFIG = small_config(
 class Watched(Hooks):
     """Keeps checkpoints in a store; each writing waits until training has gone on for ``ahead`` steps."""
 
-    def __init__(self, folder, *, ahead=2, patience=60.0):
+    def __init__(self, folder, *, ahead=1, patience=60.0):
         self.store, self.ahead, self.patience = CheckpointStore(folder), ahead, patience
         self.step, self.changed = 0, threading.Condition()
         self.seen, self.late, self.reached = [], [], []
@@ -36,7 +36,7 @@ class Watched(Hooks):
         self.seen.append((step, self.step, self.store.steps()))
 
     def keep(self, step, folder):
-        if step < 42:
+        if step < 41:
             with self.changed:
                 if not self.changed.wait_for(lambda: self.step >= step + self.ahead, self.patience):
                     self.late.append(step)
@@ -49,10 +49,10 @@ def test_steps_go_on_while_a_checkpoint_is_written(generated, tmp_path):
     train(CONFIG, generated[0], folder=tmp_path / "scratch", hooks=hooks)
     assert hooks.late == []
     # It is told of when it is kept.
-    assert hooks.seen == [(20, 22, [20]), (40, 42, [20, 40]), (42, 42, [40, 42])]
+    assert hooks.seen == [(20, 21, [20]), (40, 41, [20, 40]), (41, 41, [40, 41])]
 
 
-def test_training_waits_when_it_is_a_tenth_of_the_interval_ahead(generated, tmp_path):
+def test_training_waits_when_it_is_a_twentieth_of_the_interval_ahead(generated, tmp_path):
     class Slow(Watched):
         def keep(self, step, folder):
             super().keep(step, folder)
@@ -62,20 +62,20 @@ def test_training_waits_when_it_is_a_tenth_of_the_interval_ahead(generated, tmp_
     hooks = Slow(tmp_path / "kept")
     train(CONFIG, generated[0], folder=tmp_path / "scratch", hooks=hooks)
     assert hooks.late == []
-    assert hooks.reached == [22, 42, 42]
+    assert hooks.reached == [21, 41, 41]
 
 
 def test_with_few_steps_between_them_no_step_is_made_before_it_is_kept(generated, tmp_path):
     config = small_config(
-        schedule={"iterations": 20}, data={"short_side": 32, "long_side": 32}, checkpoint={"every": 9}
+        schedule={"iterations": 20}, data={"short_side": 32, "long_side": 32}, checkpoint={"every": 19}
     )
     hooks = Watched(tmp_path / "kept", ahead=1, patience=0.3)
     train(config, generated[0], folder=tmp_path / "scratch", hooks=hooks)
-    assert hooks.reached == [9, 18, 20]
+    assert hooks.reached == [19, 20]
 
 
 def test_what_is_written_late_is_the_state_of_its_own_step(generated, tmp_path):
-    """Written at once, and written after two more steps, it is the same bit for bit."""
+    """Written at once, and written after one more step, it is the same bit for bit."""
     late = Watched(tmp_path / "late")
     late.store.prune = lambda: None
     train(CONFIG, generated[0], folder=tmp_path / "scratch", hooks=late)
@@ -85,7 +85,7 @@ def test_what_is_written_late_is_the_state_of_its_own_step(generated, tmp_path):
             pass
 
     train(CONFIG, generated[0], folder=tmp_path / "at once", hooks=AtOnce())
-    for step in (20, 40, 42):
+    for step in (20, 40, 41):
         states = [
             torch.load(folder / "state.pt", weights_only=True)
             for folder in (tmp_path / "late" / f"checkpoint_{step:08d}", tmp_path / "at once" / f"step_{step:08d}")
@@ -111,7 +111,7 @@ def test_a_snapshot_shares_nothing_with_the_training(generated):
     assert not places(state.snapshot().state) & live
 
 
-def test_what_can_not_be_written_ends_the_training_within_a_tenth_of_the_interval(generated, tmp_path):
+def test_what_can_not_be_written_ends_the_training_within_a_twentieth_of_the_interval(generated, tmp_path):
     class Full(Hooks):
         def __init__(self):
             self.steps = 0
@@ -127,16 +127,16 @@ def test_what_can_not_be_written_ends_the_training_within_a_tenth_of_the_interva
     said = r"the checkpoint of step 40 can't be written to .*No space left on device.*make room"
     with pytest.raises(UnreachableError, match=said):
         train(CONFIG, generated[0], folder=tmp_path, hooks=hooks)
-    assert 40 <= hooks.steps <= 42
+    assert 40 <= hooks.steps <= 41
 
 
 def test_the_last_one_that_can_not_be_written_is_told_too(generated, tmp_path):
     class Full(Hooks):
         def keep(self, step, folder):
-            if step == 42:
+            if step == 41:
                 raise OSError(28, "No space left on device")
 
-    with pytest.raises(UnreachableError, match="the checkpoint of step 42 can't be written"):
+    with pytest.raises(UnreachableError, match="the checkpoint of step 41 can't be written"):
         train(CONFIG, generated[0], folder=tmp_path, hooks=Full())
 
 
