@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from detector.errors import InputError
 from orchestrator import examination, resampling, run_ids
 from orchestrator import looks as looks_document
-from orchestrator.looks import Looks
+from orchestrator.looks import Look, Looks
 from orchestrator.resampling import Resampled
 from orchestrator.storage import Storage
 
@@ -48,7 +47,7 @@ class BesideTrainings:
     # What the report's verdicts stand on, beside the results
 
     def looks(self, sweep_key: str) -> Looks:
-        """Seeds of each look at the sweep's verdicts."""
+        """The looks at the sweep's verdicts."""
         try:
             return looks_document.read(self.place, sweep_key)
         except (ValueError, KeyError, TypeError):
@@ -57,9 +56,9 @@ class BesideTrainings:
                 "how often the verdicts were looked at: restore it, or move it away to begin anew"
             ) from None
 
-    def remember_look(self, sweep_key: str, seeds: Iterable[int]) -> None:
-        """Stores that the sweep's verdicts were looked at when its rows had ``seeds``."""
-        looks_document.remember(self.place, sweep_key, tuple(seeds))
+    def remember_look(self, sweep_key: str, look: Look) -> None:
+        """Stores a look, if it is new."""
+        looks_document.remember(self.place, sweep_key, look)
 
     def resampled(self, identity: str, key: str, split_digest: str) -> Resampled | str:
         """AP of an evaluation over resamples of its images, or a sentence that says what is missing."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from orchestrator.departures import data_name, model_name, other_than_paper
-from orchestrator.looks import Looks, before
+from orchestrator.looks import Look, Looks, before, seeds_of, shared
 from orchestrator.plan import Plan, PlannedRow
 from orchestrator.resampling import Resampled
 from orchestrator.results import Results, result_rows
@@ -65,10 +65,12 @@ class Comparison:
     """Planned a row."""
     looks: Looks
     """Looks at verdicts that were taken, with the present one, if it is one."""
+    present: Look
+    """What the present one looks at."""
     withheld: str
     """Why no verdict is given; empty if verdicts are given."""
     look: bool
-    """Whether this is a look: verdicts are given, and with the seeds planned there could be one."""
+    """Whether this is a look: verdicts are given, and a pair has the seeds for one."""
     agreement: Agreement | None
     """Of the order of the rows with the paper's; None where there is nothing to compare."""
     where: str
@@ -99,9 +101,10 @@ def compare(plan: Plan, ledger: Results) -> Comparison:
     first = {row.row: row for row in reversed(plan.rows)}
     seeds = tuple(dict.fromkeys(row.seed for row in plan.rows))
     pairs = [pair for pair in plan.compare if set(pair) <= first.keys()]
+    present = seeds_by_row(plan)
     looks = ledger.looks(plan.key) if pairs else []
-    withheld = _withheld(unfinished, len(plan.rows), seeds, looks)
-    earlier = [len(look) for look in before(looks, seeds)]
+    earlier = before(looks, present)
+    withheld = _withheld(unfinished, len(plan.rows), present, earlier)
     resampled = _Resampling(plan, ledger)
     found: dict[tuple[str, str], Pair] = {}
     for data in dict.fromkeys(map(data_of, first.values())):
@@ -113,8 +116,8 @@ def compare(plan: Plan, ledger: Results) -> Comparison:
             {name: cells[name] for name in cells if name in rows},
             group,
             paper_of(first[name] for name in rows),
-            looks=earlier,
-            seeds=len(seeds),
+            looks={pair: [shared(look, pair) for look in earlier] for pair in group},
+            seeds={pair: shared(present, pair) for pair in group},
             labels={pair: ELSEWHERE if _other(first, pair) else REPRODUCTION for pair in group},
             others=max(plan.pairs, len(plan.compare)) - len(group),
             same_training=same_training(plan, rows),
@@ -127,19 +130,25 @@ def compare(plan: Plan, ledger: Results) -> Comparison:
     for pair in pairs:
         if pair not in found:
             found[pair] = _refused(first, pair)
-    look = bool(pairs) and not withheld and len(seeds) > 1
-    taken = looks if not look or tuple(sorted(seeds)) in looks else [*looks, tuple(sorted(seeds))]
+    look = not withheld and any(shared(present, pair) > 1 for pair in pairs)
+    taken = looks if not look or len(earlier) < len(looks) else [*looks, present]
     agreement, where = _agreement(plan, cells, first)
     return Comparison(
         pairs=tuple(found[pair] for pair in pairs),
         seeds=seeds,
         looks=taken,
+        present=present,
         withheld=withheld,
         look=look,
         agreement=agreement,
         where=where,
         without_boxes=resampled.without_boxes,
     )
+
+
+def seeds_by_row(plan: Plan) -> Look:
+    """The planned seeds of each row."""
+    return {name: tuple(sorted(row.seed for row in plan.rows if row.row == name)) for name in plan.row_names}
 
 
 def data_of(row: PlannedRow) -> tuple[str | None, str | None]:
@@ -164,18 +173,19 @@ def same_training(plan: Plan, rows: set[str]) -> dict[str, str]:
     return found
 
 
-def _withheld(unfinished: int, planned: int, seeds: Sequence[int], looks: Looks) -> str:
+def _withheld(unfinished: int, planned: int, present: Look, earlier: Looks) -> str:
     if unfinished:
         return (
             f"{unfinished} of {planned} planned trainings {'is' if unfinished == 1 else 'are'} not finished; verdicts "
             "are given when all are, or of the rows and seeds that --only and --seeds select"
         )
-    seen = sorted({seed for look in before(looks, seeds) for seed in look} - set(seeds))
-    if seen:
-        return (
-            f"an earlier look had the seeds {', '.join(map(str, seen))}, too; a verdict without them would be a choice "
-            "among results"
-        )
+    for row, seeds in present.items():
+        seen = sorted({seed for look in earlier for seed in seeds_of(look, row)} - set(seeds))
+        if seen:
+            return (
+                f"an earlier look had the seeds {', '.join(map(str, seen))} of {row}, too; a verdict without them "
+                "would be a choice among results"
+            )
     return ""
 
 

@@ -1,20 +1,24 @@
 """The looks at a sweep's verdicts, kept with it, so that who adds seeds after looking isn't fooled by chance.
 
-STORAGE/sweeps/KEY/looks.json   {"looks": [{"seeds": [0, 1], "time": Unix seconds}, …]}
+STORAGE/sweeps/KEY/looks.json   {"looks": [{"rows": {"ROW": [0, 1]}, "time": Unix seconds}, …]}
 
-A look is a report with verdicts, by the seeds that its rows then had. The same seeds again are the same look.
+A look is a report with verdicts, by the seeds that each of its rows then had. The same seeds again are the same look.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.storage import Storage
 
-Looks = list[tuple[int, ...]]
-"""Seeds of each look, in the order of the looks."""
+Look = Mapping[str, tuple[int, ...]]
+"""Seeds of each row, in ascending order."""
+Looks = list[Look]
+"""In the order in which they were taken."""
+EVERY_ROW = "*"
+"""Stands for all rows in what was written when a look had the seeds of the whole table."""
 
 
 def read(place: Storage, key: str) -> Looks:
@@ -22,23 +26,35 @@ def read(place: Storage, key: str) -> Looks:
     return _known(place.read(_document(key)))
 
 
-def remember(place: Storage, key: str, seeds: Sequence[int]) -> None:
-    """Adds a look at ``seeds``, if it is a new one."""
-    look = tuple(sorted(seeds))
+def remember(place: Storage, key: str, look: Look) -> None:
+    """Adds ``look``, if it is a new one."""
 
     def change(found: Any | None) -> dict[str, Any] | None:
-        if look in _known(found):
+        known = _known(found)
+        if len(before(known, look)) < len(known):
             return None
-        kept = found["looks"] if found else []
-        return {"looks": [*kept, {"seeds": list(look), "time": time.time()}]}
+        rows = {row: list(seeds) for row, seeds in look.items()}
+        return {"looks": [*(found["looks"] if found else []), {"rows": rows, "time": time.time()}]}
 
     place.update(_document(key), change)
 
 
-def before(looks: Looks, seeds: Sequence[int]) -> Looks:
-    """The looks that were taken before the one at ``seeds``: all, if that is a new one."""
-    look = tuple(sorted(seeds))
-    return looks[: looks.index(look)] if look in looks else list(looks)
+def seeds_of(look: Look, row: str) -> set[int]:
+    """What ``row`` had at ``look``."""
+    return set(look.get(row, look.get(EVERY_ROW, ())))
+
+
+def shared(look: Look, pair: tuple[str, str]) -> int:
+    """How many seeds both rows of ``pair`` had at ``look``."""
+    return len(seeds_of(look, pair[0]) & seeds_of(look, pair[1]))
+
+
+def before(looks: Looks, present: Look) -> Looks:
+    """The looks that were taken before the one at ``present``: all, if no earlier one had these seeds of these rows."""
+    for number, look in enumerate(looks):
+        if all(seeds_of(look, row) == set(seeds) for row, seeds in present.items()):
+            return looks[:number]
+    return list(looks)
 
 
 def _document(key: str) -> str:
@@ -50,4 +66,7 @@ def _known(found: Any | None) -> Looks:
         return []
     if not isinstance(found, dict) or not isinstance(found.get("looks"), list):
         raise ValueError("looks.json has no list of looks")
-    return [tuple(int(seed) for seed in look["seeds"]) for look in found["looks"]]
+    return [
+        {row: tuple(map(int, seeds)) for row, seeds in (look.get("rows") or {EVERY_ROW: look["seeds"]}).items()}
+        for look in found["looks"]
+    ]

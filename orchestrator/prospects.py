@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.comparison import data_of, paper_of, planned_cells, same_training
+from orchestrator.comparison import data_of, paper_of, planned_cells, same_training, seeds_by_row
 from orchestrator.departures import data_name, other_than_paper
 from orchestrator.estimate import Estimate
-from orchestrator.looks import before
+from orchestrator.looks import before, shared
 from orchestrator.plan import Plan
 from orchestrator.results import Results
 from orchestrator.statistics.power import ASSUMED_DEVIATION, Forecast, SeedRange, forecast
@@ -38,7 +38,8 @@ def prospects(plan: Plan, ledger: Results) -> Prospects:
     first = {row.row: row for row in reversed(plan.rows)}
     seeds = tuple(dict.fromkeys(row.seed for row in plan.rows))
     pairs = [pair for pair in plan.compare if set(pair) <= first.keys()]
-    looks = [len(look) for look in before(ledger.looks(plan.key), seeds)] if pairs else []
+    present = seeds_by_row(plan)
+    looks = before(ledger.looks(plan.key), present) if pairs else []
     found: dict[tuple[str, str], Forecast] = {}
     deviations, measured = ASSUMED_DEVIATION, 0
     for data in dict.fromkeys(map(data_of, first.values())):
@@ -52,16 +53,16 @@ def prospects(plan: Plan, ledger: Results) -> Prospects:
         table = fit(known, [name for name in known if name not in fallen])
         if table.deviation and table.df > measured:
             deviations, measured = deviation_range(table.deviation, table.df), table.df
-        told = forecast(
-            group,
-            paper_of(first[name] for name in rows),
-            rows=len(known),
-            seeds=len(seeds),
-            looks=looks,
-            deviations=deviation_range(table.deviation, table.df) if table.deviation else ASSUMED_DEVIATION,
-            others=max(plan.pairs, len(plan.compare)) - len(group),
-        )
-        found |= zip(group, told, strict=True)
+        for pair in group:
+            found[pair] = forecast(
+                pair,
+                paper_of(first[name] for name in rows),
+                rows=len(known),
+                pairs=max(plan.pairs, len(plan.compare)),
+                seeds=shared(present, pair),
+                looks=[shared(look, pair) for look in looks],
+                deviations=deviation_range(table.deviation, table.df) if table.deviation else ASSUMED_DEVIATION,
+            )
     other = [row for row in first.values() if other_than_paper(row)]
     return Prospects(
         pairs=tuple(found[pair] for pair in pairs if pair in found),

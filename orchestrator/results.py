@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.curves import Index
-from orchestrator.looks import Looks
+from orchestrator.looks import Look, Looks
 from orchestrator.plan import Plan, PlannedRow
 from orchestrator.record import Record
 from orchestrator.resampling import Resampled
@@ -40,9 +40,9 @@ class Results(Protocol):
         """Curves of a training, thinned."""
 
     def looks(self, sweep_key: str) -> Looks:
-        """Seeds of each look at the sweep's verdicts."""
+        """The looks at the sweep's verdicts."""
 
-    def remember_look(self, sweep_key: str, seeds: Iterable[int]) -> None:
+    def remember_look(self, sweep_key: str, look: Look) -> None:
         """Stores a look, if it is new."""
 
     def resampled(self, identity: str, key: str, split_digest: str) -> Resampled | str:

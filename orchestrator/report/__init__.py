@@ -46,7 +46,7 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
     try:
         for one in [*looks, comparison]:
             if one.look:
-                ledger.remember_look(plan.key, one.seeds)
+                ledger.remember_look(plan.key, one.present)
         plan.folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
             _write(plan.folder / name, text)

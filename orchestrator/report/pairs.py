@@ -9,6 +9,7 @@ from typing import Any
 
 from detector.document import listed
 from orchestrator.comparison import Comparison, Pair
+from orchestrator.looks import Look, Looks, before, shared
 from orchestrator.report.table import UNDEFINED
 from orchestrator.statistics.looks import look_level
 from orchestrator.statistics.pairs import Judgement
@@ -147,10 +148,20 @@ def documents(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def looks_document(comparison: Comparison) -> list[dict[str, Any]]:
-    """The looks that were taken, with the level that each could use."""
-    counts = [len(look) for look in comparison.looks]
+    """The looks that were taken, with the level that each pair could use at each."""
     return [
-        {"seeds": list(look), "level": look_level(len(look), counts[:number])}
+        {
+            "rows": {row: list(seeds) for row, seeds in look.items()},
+            "pairs": [
+                {
+                    "first": pair.first,
+                    "second": pair.second,
+                    "seeds": shared(look, (pair.first, pair.second)),
+                    "level": _level(pair, look, comparison.looks[:number]),
+                }
+                for pair in comparison.pairs
+            ],
+        }
         for number, look in enumerate(comparison.looks)
     ]
 
@@ -206,6 +217,7 @@ def _document(pair: Pair) -> dict[str, Any]:
         "df": judged.df if judged else 0,
         "more_seeds": more.about if more else None,
         "more_seeds_range": [more.lowest, more.highest] if more else None,
+        "more_seeds_for": None if more is None else "seen" if size is None else "paper",
         "paper": size.paper if size else None,
         "paper_range": _ends(size.paper_range) if size else None,
         "within_papers_noise": size.within_noise if size else None,
@@ -228,12 +240,23 @@ def _flat(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _looks(comparison: Comparison) -> str:
-    counts = [len(look) for look in comparison.looks]
-    number, level = len(counts), look_level(len(comparison.seeds), counts)
-    times = "once" if number == 1 else f"{number} times"
-    at = ", ".join(map(str, counts))
-    text = f"Verdicts of this table have been looked at {times} (at {at} seeds)"
-    return f"{text}; this look could use a level of {level:.4f} of 0.05 in all." if comparison.look else f"{text}."
+    number = len(comparison.looks)
+    text = f"Verdicts of this table have been looked at {'once' if number == 1 else f'{number} times'}"
+    alike: dict[tuple[str, float], list[str]] = {}
+    for pair in comparison.pairs:
+        at = [shared(look, (pair.first, pair.second)) for look in comparison.looks]
+        level = _level(pair, comparison.present, before(comparison.looks, comparison.present))
+        alike.setdefault((", ".join(map(str, at)), level), []).append(pair.name)
+    said = []
+    for (at, level), names in alike.items():
+        used = f"; this look could use a level of {level:.4f} of 0.05 in all" if comparison.look else ""
+        said.append(f"{text} (at {at} seeds){used}" if len(alike) == 1 else f"{', '.join(names)}: at {at} seeds{used}")
+    return f"{'. '.join(said if len(alike) == 1 else [text, *said])}."
+
+
+def _level(pair: Pair, look: Look, earlier: Looks) -> float:
+    names = pair.first, pair.second
+    return look_level(shared(look, names), [shared(one, names) for one in earlier])
 
 
 def _ends(interval: Interval) -> list[float] | None:

@@ -1,8 +1,8 @@
 """Difference, interval and verdict of each pair of rows that a table names in ``compare``.
 
-The difference is the first row's AP less the second's, by least squares of the row + seed model, which is the mean of
-the differences by seed where both rows have the same seeds. Its interval is Student's t with the deviation and the
-degrees of freedom of the whole table. **The interval that is shown is the pair's own at 95 %, not adjusted; the verdict
+The difference is the first row's AP less the second's, paired by seed: the mean over the seeds that both have. Its
+interval is Student's t with the deviation and the degrees of freedom of the whole table's row + seed model
+(``variance``). **The interval that is shown is the pair's own at 95 %, not adjusted; the verdict
 comes from p adjusted** for the number of pairs (Holm, *Scandinavian Journal of Statistics* 6, 1979, which holds for any
 dependence between the pairs, here through shared rows, seeds and the common deviation) and for the look
 (``looks``). Said with intervals: ordered by p, the k-th of m pairs gets a verdict when its interval at confidence
@@ -91,8 +91,8 @@ class Judgement:
     verdict: str
     """One of the labels, or ``can't tell``."""
     more_seeds: SeedRange | None
-    """Seeds to add until a difference like the paper's is shown at 80 % power, with the deviation's interval; None
-    where a verdict is given or the paper has no difference."""
+    """Seeds to add to both rows until a difference like the paper's is shown at 80 % power, or, where the paper's isn't
+    known, one like ours, with the deviation's interval; None where a verdict is given or there is no difference."""
     size: Size | None
     """None where the paper has no figures for both rows."""
     reason: str
@@ -104,8 +104,8 @@ def judge(
     pairs: Sequence[tuple[str, str]],
     paper: Mapping[str, float],
     *,
-    looks: Sequence[float] = (),
-    seeds: float | None = None,
+    looks: Mapping[tuple[str, str], Sequence[int]] | None = None,
+    seeds: Mapping[tuple[str, str], int] | None = None,
     labels: Labels | Mapping[tuple[str, str], Labels] = REPRODUCTION,
     others: int = 0,
     same_training: Mapping[str, str] | None = None,
@@ -114,14 +114,14 @@ def judge(
 ) -> list[Judgement]:
     """Judges each of ``pairs`` from all rows of ``results``, which has an entry for each row, empty or not.
 
-    ``paper`` is the paper's AP by row, as far as it has any. ``looks`` are the earlier looks at this table, each as
-    the number of seeds a row then, and ``seeds`` is that of this one: None takes what ``seeds_per_row`` gives of the
-    rows that aren't in ``same_training``. That names, for a row that is another row's training under a second name,
-    that other row. ``labels`` may differ by pair. ``others`` pairs of the table count in m without being judged here.
-    ``assumed`` stands for the deviation as long as there is no estimate, and for the paper's own noise where the labels
-    say that ours is of something else: then sizes aren't compared, either. Rows that collapsed
-    (``variance.collapsed``) are left out of the common deviation; a pair with one is judged by its own differences
-    alone. Raises ValueError on rows without an entry and on an AP that isn't finite.
+    ``paper`` is the paper's AP by row, as far as it has any. ``looks`` are the earlier looks at each pair, as the
+    number of seeds that both rows had, and ``seeds`` is that of this one: None takes those that both have results of.
+    ``same_training`` names, for a row that is another row's training under a second name, that other row. ``labels``
+    may differ by pair. ``others`` pairs of the table count in m without being judged here. ``assumed`` stands for the
+    deviation as long as there is no estimate, and for the paper's own noise where the labels say that ours is of
+    something else: then sizes aren't compared, either. Rows that collapsed (``variance.collapsed``) are left out of the
+    common deviation; a pair with one is judged by its own differences alone. Raises ValueError on rows without an entry
+    and on an AP that isn't finite.
     """
     same = same_training or {}
     for row in (row for pair in pairs for row in pair):
@@ -133,27 +133,30 @@ def judge(
     distinct = {row: cells for row, cells in results.items() if same.get(row, row) == row}
     fallen = collapsed(distinct)
     table = fit(distinct, [row for row in distinct if row not in fallen])
-    now = seeds_per_row(distinct) if seeds is None else seeds
-    level = look_level(now, looks, alpha)
     single = [_evidence(distinct, table, fallen, same.get(one, one), same.get(two, two)) for one, two in pairs]
-    ordered = holm([*(pair.p for pair in single), *[None] * others])[: len(single)]
-    adjusted = [min(1.0, p * alpha / level) if level > 0 else 1.0 for p in ordered]
+    now = [evidence.n if seeds is None else seeds[pair] for pair, evidence in zip(pairs, single, strict=True)]
+    taken = [list((looks or {}).get(pair, ())) for pair in pairs]
+    # Each pair has spent by its own seeds, so its p is brought to alpha before the pairs are put in order. A null pair
+    # is then shown at any of its looks with probability alpha at most, and Holm's argument holds as it stands.
+    own = [
+        None if evidence.p is None else _at_level(evidence.p, look_level(count, earlier, alpha), alpha)
+        for evidence, count, earlier in zip(single, now, taken, strict=True)
+    ]
+    adjusted = holm([*own, *[None] * others])[: len(single)]
     found = []
-    for (first, second), pair, p in zip(pairs, single, adjusted, strict=True):
+    for (first, second), pair, p, count, earlier in zip(pairs, single, adjusted, now, taken, strict=True):
         called = labels if isinstance(labels, Labels) else labels[first, second]
         known = first in paper and second in paper
         stated = round(paper[first] - paper[second], 9) if known else None
         shown = pair.difference is not None and pair.p is not None and p <= alpha
         verdict = _label(pair.difference or 0.0, stated, called) if shown else CANT_TELL
         more = None
-        if not shown and stated and pair.rows > 1:
+        wanted = pair.difference if stated is None else stated
+        if not shown and wanted and pair.rows > 1:
             deviation, ends = pair.deviation_or(assumed)
-            after = [*looks, now]
             m = len(pairs) + others
-            needed = seed_range(stated, deviation, ends, rows=pair.rows, pairs=m, looks=after, alpha=alpha)
-            more = SeedRange(
-                *(None if n is None else n - math.floor(now) for n in (needed.about, needed.lowest, needed.highest))
-            )
+            needed = seed_range(wanted, deviation, ends, rows=pair.rows, pairs=m, looks=[*earlier, count], alpha=alpha)
+            more = SeedRange(*(None if n is None else n - count for n in (needed.about, needed.lowest, needed.highest)))
         found.append(
             Judgement(
                 first=first,
@@ -176,10 +179,9 @@ def judge(
     return found
 
 
-def seeds_per_row(results: Results) -> float:
-    """Finished trainings over rows: the number of seeds, or an average where cells are missing. What a look is kept
-    as."""
-    return sum(len(cells) for cells in results.values()) / len(results) if results else 0.0
+def _at_level(p: float, level: float, alpha: float) -> float:
+    """``p`` as it would be were ``level`` the whole of ``alpha``."""
+    return min(1.0, p * alpha / level) if level > 0 else 1.0
 
 
 def holm(p: Sequence[float | None]) -> list[float]:
@@ -197,16 +199,19 @@ def holm(p: Sequence[float | None]) -> list[float]:
 
 
 def sentence(judgement: Judgement, where: str = "") -> str:
-    """The verdict in words: ``reproduced``, or ``can't tell: about 3 more seeds at 80 % power (1 to 12)``; ``where`` it
-    is said of, if not of the paper's own recipe: ``same direction on generated images``."""
+    """The verdict in words: ``reproduced``, or ``can't tell: about 3 more seeds at 80 % power (1 to 12)``, which
+    says so where they are of a difference like ours; ``where`` it is said of, if not of the paper's own recipe: ``same
+    direction on generated images``."""
     more, verdict = judgement.more_seeds, f"{judgement.verdict} on {where}" if where else judgement.verdict
     if judgement.verdict != CANT_TELL or more is None:
         return verdict
     if more.about is None:
-        return f"{verdict}: more seeds than anyone runs, for a difference like the paper's"
+        like = "the one seen" if judgement.size is None else "the paper's"
+        return f"{verdict}: more seeds than anyone runs, for a difference like {like}"
     ends = f"{more.lowest} or far more" if more.highest is None else f"{more.lowest} to {more.highest}"
     seeds = "seed" if more.about == 1 else "seeds"
-    return f"{verdict}: about {more.about} more {seeds} at 80 % power ({ends})"
+    seen = ", if the difference is the one seen" if judgement.size is None else ""
+    return f"{verdict}: about {more.about} more {seeds} at 80 % power ({ends}){seen}"
 
 
 @dataclass(frozen=True)
@@ -245,21 +250,18 @@ def _evidence(results: Results, table: Fit, fallen: Sequence[str], first: str, s
     out = [row for row in (first, second) if row in fallen]
     # A row that collapsed varies in a way of its own: then the pair's own differences are all there is.
     used = fit(results, [first, second]) if out and first != second else table
-    n = used.shared(first, second)
-    found = used.difference(first, second)
-    difference, error, reason = None, None, f"collapsed: {', '.join(out)}" if out else ""
-    if found is not None:
-        difference = found[0]
+    both = sorted(results[first].keys() & results[second].keys())
+    n = len(both)
+    difference = sum(results[first][seed] - results[second][seed] for seed in both) / n if both else None
+    error, reason = None, f"collapsed: {', '.join(out)}" if out else ""
     if first == second:
         reason = "the two rows are one training"
-    elif found is None:
-        reason = "no seed links the two rows yet"
     elif n < 2:
         reason = "one seed" if n else "the two rows share no seed"
     elif used.deviation is None or used.deviation < TINY:
         reason = "the trainings came out equal"
     else:
-        error = used.deviation * found[1]
+        error = used.deviation * math.sqrt(2 / n)
     return _Evidence(len(used.rows), used.df, used.deviation, n, difference, error, reason)
 
 

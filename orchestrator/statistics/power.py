@@ -113,36 +113,33 @@ def seeds_needed(
 
 
 def forecast(
-    pairs: Sequence[tuple[str, str]],
+    pair: tuple[str, str],
     paper: dict[str, float],
     *,
     rows: int,
+    pairs: int,
     seeds: int,
     looks: Sequence[float] = (),
     deviations: tuple[float, float] = ASSUMED_DEVIATION,
-    others: int = 0,
     alpha: float = ALPHA,
-) -> list[Forecast]:
-    """What ``seeds`` planned seeds of ``rows`` rows can show of each of ``pairs``.
+) -> Forecast:
+    """What ``seeds`` planned seeds of ``pair`` can show in a table of ``rows`` rows that compares ``pairs`` pairs.
 
     ``paper`` has the paper's AP by row, as far as it has figures; ``deviations`` is the least and the greatest assumed.
-    ``others`` pairs of the table count in the adjustment without being asked for.
+    ``looks`` are those at this pair.
     """
-    m = len(pairs) + others
-    level = look_level(seeds, looks, alpha) / max(1, m)
-    found = []
-    for first, second in pairs:
-        ends = [smallest_difference(deviation, seeds=seeds, rows=rows, level=level) for deviation in deviations]
-        smallest = None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
-        known = first in paper and second in paper
-        stated = round(paper[first] - paper[second], 9) if known else None
-        needed = (
-            None
-            if not stated
-            else seed_range(stated, sum(deviations) / 2, deviations, rows=rows, pairs=m, looks=looks, alpha=alpha)
-        )
-        found.append(Forecast(first, second, smallest, stated, needed))
-    return found
+    level = look_level(seeds, looks, alpha) / pairs
+    ends = [smallest_difference(deviation, seeds=seeds, rows=rows, level=level) for deviation in deviations]
+    smallest = None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+    first, second = pair
+    known = first in paper and second in paper
+    stated = round(paper[first] - paper[second], 9) if known else None
+    needed = (
+        seed_range(stated, sum(deviations) / 2, deviations, rows=rows, pairs=pairs, looks=looks, alpha=alpha)
+        if stated
+        else None
+    )
+    return Forecast(first, second, smallest, stated, needed)
 
 
 def seed_range(

@@ -49,26 +49,6 @@ class Fit:
     """Of one row's AP from seed to seed, the seed's own part included: that of trainings that share no seed.
     None where no row has two."""
 
-    def difference(self, first: str, second: str) -> tuple[float, float] | None:
-        """``first`` minus ``second`` in AP, and the standard error in units of ``deviation`` (sqrt(2/S) in a full
-        table).
-
-        None where a row has no result, or where no seed links the two.
-        """
-        if first not in self.rows or second not in self.rows:
-            return None
-        one, two = self.rows.index(first), self.rows.index(second)
-        if self.component[one] != self.component[two]:
-            return None
-        variance = self.covariance[one, one] + self.covariance[two, two] - 2 * self.covariance[one, two]
-        return float(self.effects[one] - self.effects[two]), math.sqrt(max(0.0, float(variance)))
-
-    def shared(self, first: str, second: str) -> int:
-        """Number of seeds that both rows have."""
-        if first not in self.rows or second not in self.rows:
-            return 0
-        return int((self.cells[self.rows.index(first)] & self.cells[self.rows.index(second)]).sum())
-
 
 def fit(results: Results, rows: Sequence[str] | None = None) -> Fit:
     """Fits the row + seed model to ``rows`` of ``results`` (None: all).

@@ -13,6 +13,7 @@ from detector.data.store import Store
 from detector.error_kinds import ErrorKinds
 from orchestrator import journal
 from orchestrator.curves import Index
+from orchestrator.looks import Look, Looks, before
 from orchestrator.plan import Plan
 from orchestrator.record import Record
 from orchestrator.resampling import Resampled
@@ -81,7 +82,7 @@ class MemoryLedger:
         self.journals: dict[str, dict[str, list[tuple[int, float | None]]]] = {}
         self.runs: dict[tuple[str, int], str] = {}
         self.reused: dict[tuple[str, int], str] = {}
-        self.seen: list[tuple[int, ...]] = []
+        self.seen: Looks = []
         self.resamples: dict[str, Resampled] = {}
         self.errors: dict[str, ErrorKinds] = {}
         self.splits: dict[str, Store] = {}
@@ -133,12 +134,12 @@ class MemoryLedger:
     def split(self, split_digest: str) -> Store | str:
         return self.splits.get(split_digest, "its converted images are no longer in the storage")
 
-    def looks(self, sweep_key: str) -> list[tuple[int, ...]]:
+    def looks(self, sweep_key: str) -> Looks:
         return list(self.seen)
 
-    def remember_look(self, sweep_key: str, seeds: Iterable[int]) -> None:
-        if tuple(seeds) not in self.seen:
-            self.seen.append(tuple(seeds))
+    def remember_look(self, sweep_key: str, look: Look) -> None:
+        if len(before(self.seen, look)) == len(self.seen):
+            self.seen.append(look)
 
     def resampled(self, identity: str, key: str, split_digest: str) -> Resampled | str:
         return self.resamples.get(identity, "its detections are not in the storage")

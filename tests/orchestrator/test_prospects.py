@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.dry_run import describe
+from orchestrator.looks import EVERY_ROW
 from orchestrator.prospects import prospect_lines, prospects
 from orchestrator.statistics.looks import look_level
 from orchestrator.statistics.power import power
@@ -43,7 +44,7 @@ def test_what_is_trained_takes_the_place_of_what_is_assumed(tmp_path: Path) -> N
     assert told.measured == 6
     assert told.deviations[0] < 0.1 < told.deviations[1]
     assert "6 degrees of freedom of what is trained" in prospect_lines(told)[0]
-    ledger.seen = [(0, 1)]
+    ledger.seen = [{EVERY_ROW: (0, 1)}]
     later = prospects(plan, ledger)
     assert later.pairs[0].smallest is not None
     assert told.pairs[0].smallest is not None

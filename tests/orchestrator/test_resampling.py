@@ -14,7 +14,7 @@ from detector.data.store import ensure_store
 from detector.matches import Matches
 from orchestrator import resampling
 from orchestrator.ledger import Ledger
-from orchestrator.looks import before
+from orchestrator.looks import before, shared
 from orchestrator.resampling import Resampled
 from tests.detector.cocos import cocos_own, document
 from tests.orchestrator.tables import write_data
@@ -134,12 +134,21 @@ def test_looks_are_kept_with_the_sweep(tmp_path: Path) -> None:
 
     ledger = Ledger(tmp_path)
     assert ledger.looks("t") == []
-    for seeds in ((0, 1), (1, 0), (0, 1, 2), (0, 1)):
-        ledger.remember_look("t", seeds)
-    assert ledger.looks("t") == [(0, 1), (0, 1, 2)]
-    assert before(ledger.looks("t"), (0, 1)) == []
-    assert before(ledger.looks("t"), (0, 1, 2, 3)) == [(0, 1), (0, 1, 2)]
+    two, three, apart = {"a": (0, 1), "b": (0, 1)}, {"a": (0, 1, 2), "b": (0, 1, 2)}, {"a": (0, 1, 2), "b": (0, 1)}
+    for look in (two, {"a": (0, 1)}, apart, three, two):
+        ledger.remember_look("t", look)
+    assert ledger.looks("t") == [two, apart, three]
+    assert before(ledger.looks("t"), two) == []
+    assert before(ledger.looks("t"), {"b": (0, 1, 2)}) == [two, apart]
+    assert before(ledger.looks("t"), {"a": (0, 1, 2, 3)}) == [two, apart, three]
+    assert [shared(look, ("a", "b")) for look in ledger.looks("t")] == [2, 2, 3]
     assert Ledger(tmp_path).looks("other") == []
+    # As it was written when a look was of the whole table.
+    (tmp_path / "sweeps" / "t" / "looks.json").write_text('{"looks": [{"seeds": [0, 1], "time": 1.0}]}')
+    assert [shared(look, ("a", "b")) for look in ledger.looks("t")] == [2]
+    assert before(ledger.looks("t"), two) == []
+    ledger.remember_look("t", three)
+    assert [shared(look, ("a", "b")) for look in ledger.looks("t")] == [2, 3]
     (tmp_path / "sweeps" / "t" / "looks.json").write_text("{}")
     with pytest.raises(InputError, match=r"looks\.json is not what was written there"):
         ledger.looks("t")

@@ -15,7 +15,6 @@ from orchestrator.statistics.pairs import (
     ELSEWHERE,
     holm,
     judge,
-    seeds_per_row,
     sentence,
 )
 from orchestrator.statistics.power import SeedRange
@@ -99,7 +98,7 @@ def test_the_decision_is_that_of_intervals_at_holms_levels():
 def test_later_looks_ask_for_more():
     table = results(-0.35, seed=3)
     first = judge(table, [("a", "b")], PAPER)[0]
-    later = judge(table, [("a", "b")], PAPER, looks=[2, 3])[0]
+    later = judge(table, [("a", "b")], PAPER, looks={("a", "b"): [2, 3]})[0]
     assert later.p == first.p
     assert later.interval == first.interval
     assert first.p_adjusted == pytest.approx(first.p * 0.05 / look_level(4))
@@ -114,7 +113,33 @@ def test_seeds_are_advised_for_a_difference_like_the_papers():
     assert sentence(found[0]).startswith(f"can't tell: about {more.about} more seed")
     assert "80 % power" in sentence(found[0])
     assert judge(results(-1.0), [("a", "b")], PAPER)[0].more_seeds is None
-    assert judge(results(), [("a", "b")], {})[0].more_seeds is None
+
+
+def test_seeds_are_advised_for_a_difference_like_ours_where_the_paper_has_none():
+    table = results()
+    found = judge(table, [("a", "b")], {})[0]
+    witness = judge(table, [("a", "b")], {"a": found.difference, "b": 0.0})[0]
+    assert found.more_seeds == witness.more_seeds is not None
+    assert sentence(found) == f"{sentence(witness)}, if the difference is the one seen"
+
+
+def test_a_pair_is_judged_by_the_seeds_that_both_rows_have():
+    # By hand, over the seeds 0 and 1: (1.0 + 0.5) / 2. What c has beside them says nothing of a and b.
+    table = {"a": {0: 40.0, 1: 40.0, 2: 45.0}, "b": {0: 39.0, 1: 39.5}, "c": {0: 39.0, 1: 39.2, 2: 40.0}}
+    found = judge(table, [("a", "b")], {})[0]
+    assert (found.n, found.difference) == (2, pytest.approx(0.75))
+    assert found.error == pytest.approx(found.deviation * math.sqrt(2 / 2))
+    assert found.df == fit(table).df
+
+
+def test_a_pair_spends_by_its_own_seeds():
+    table = {row: dict(cells) for row, cells in results(-0.35, seed=3).items()}
+    del table["c"][3]
+    looks = {("a", "b"): [2, 4], ("a", "c"): [2]}
+    first, second = judge(table, list(looks), PAPER, looks=looks)
+    levels = look_level(4, [2]), look_level(3, [2])
+    adjusted = holm([found.p * 0.05 / level for found, level in zip((first, second), levels, strict=True)])
+    assert [first.p_adjusted, second.p_adjusted] == pytest.approx([min(1, p) for p in adjusted])
 
 
 def test_before_there_is_a_deviation_the_assumed_one_advises():
@@ -164,7 +189,7 @@ def test_missing_rows_count_among_the_pairs():
     with_missing, missing = judge(table, [("a", "b"), ("a", "d")], PAPER)
     assert with_missing.p_adjusted == pytest.approx(min(1, 2 * one.p_adjusted))
     assert (missing.verdict, missing.n, missing.difference) == (CANT_TELL, 0, None)
-    assert missing.reason == "no seed links the two rows yet"
+    assert missing.reason == "the two rows share no seed"
 
 
 def test_a_training_under_two_names_counts_once():
@@ -187,7 +212,6 @@ def test_nothing_at_all_is_no_error():
     found = judge({"a": {}, "b": {}}, [("a", "b")], PAPER)[0]
     assert (found.verdict, found.n, found.difference) == (CANT_TELL, 0, None)
     assert judge({}, [], {}) == []
-    assert seeds_per_row({}) == 0
 
 
 def test_unknown_rows_are_refused():
@@ -195,10 +219,6 @@ def test_unknown_rows_are_refused():
         judge(results(), [("a", "x")], PAPER)
     with pytest.raises(ValueError, match="'a' is said to be the training of 'x'"):
         judge(results(), [("a", "b")], PAPER, same_training={"a": "x"})
-
-
-def test_seeds_per_row_is_an_average():
-    assert seeds_per_row({"a": {0: 1.0, 1: 1.0}, "b": {0: 1.0}, "c": {}}) == 1
 
 
 def test_intervals_over_images_and_seeds():

@@ -88,8 +88,8 @@ def test_the_same_look_again_costs_nothing_and_a_look_back_shows_nothing():
 
 
 def test_a_forecast_is_made_of_these():
-    pairs = [("a", "b"), ("a", "c")]
-    one, two = forecast(pairs, {"a": 39.75, "b": 39.35}, rows=4, seeds=3, deviations=(0.2, 0.25))
+    pairs, paper = [("a", "b"), ("a", "c")], {"a": 39.75, "b": 39.35}
+    one, two = (forecast(pair, paper, rows=4, pairs=2, seeds=3, deviations=(0.2, 0.25)) for pair in pairs)
     level = look_level(3) / 2
     ends = [smallest_difference(deviation, seeds=3, rows=4, level=level) for deviation in (0.2, 0.25)]
     assert one.smallest == two.smallest == pytest.approx(ends)
@@ -98,5 +98,5 @@ def test_a_forecast_is_made_of_these():
     assert one.seeds == SeedRange(*needed)
     assert (two.paper, two.seeds) == (None, None)
     # Equal figures name no difference to look for.
-    assert forecast(pairs[:1], {"a": 39.75, "b": 39.75}, rows=4, seeds=1)[0].seeds is None
-    assert forecast(pairs[:1], {}, rows=4, seeds=1)[0].smallest is None
+    assert forecast(pairs[0], {"a": 39.75, "b": 39.75}, rows=4, pairs=1, seeds=1).seeds is None
+    assert forecast(pairs[0], {}, rows=4, pairs=1, seeds=1).smallest is None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from orchestrator.statistics.looks import ALPHA, look_level
-from orchestrator.statistics.pairs import CANT_TELL, REPRODUCTION, Judgement, holm, judge, seeds_per_row
+from orchestrator.statistics.pairs import CANT_TELL, REPRODUCTION, Judgement, holm, judge
 from orchestrator.statistics.power import power, smallest_difference
 
 DEVIATION = 0.2
@@ -121,7 +121,7 @@ def false_tables(setting: Setting, count: int, seed: int = 0, *, spending: bool 
     the only one, at the whole level."""
     false = 0
     for results in sweeps(setting, count, seed):
-        looks: list[float] = []
+        looks: dict[tuple[str, str], list[int]] = {pair: [] for pair in setting.compared}
         for seeds in setting.seeds:
             seen = up_to(results, seeds)
             judged = judge(seen, setting.compared, {}, looks=looks)
@@ -131,7 +131,8 @@ def false_tables(setting: Setting, count: int, seed: int = 0, *, spending: bool 
             if any(is_false(judgement, setting.truth) for judgement in judged):
                 false += 1
                 break
-            looks.append(seeds_per_row(seen))
+            for (first, second), counts in looks.items():
+                counts.append(len(seen[first].keys() & seen[second].keys()))
     return false / count
 
 
@@ -144,18 +145,43 @@ def false_tables_adding_what_is_advised(rows: int, pairs: int, count: int, most:
     paper = {row: 39.0 - 0.3 * number for number, row in enumerate(setting.row_names)}
     false = 0
     for results in sweeps(setting, count, seed):
-        looks: list[float] = []
+        looks: dict[tuple[str, str], list[int]] = {pair: [] for pair in setting.compared}
         seeds = 2
         while True:
             judged = judge(up_to(results, seeds), setting.compared, paper, looks=looks)
             if any(judgement.verdict != CANT_TELL for judgement in judged):
                 false += 1
                 break
-            looks.append(float(seeds))
+            for counts in looks.values():
+                counts.append(seeds)
             if seeds == most:
                 break
             advised = [j.more_seeds.about for j in judged if j.more_seeds and j.more_seeds.about]
             seeds = min(most, seeds + min(advised, default=1))
+    return false / count
+
+
+def false_tables_adding_to_the_nearest(rows: int, pairs: int, count: int, most: int = 12, seed: int = 0) -> float:
+    """The same where each time a seed is added to the two rows alone that are nearest to a verdict."""
+    setting = Setting(rows, pairs, (most,))
+    false = 0
+    for results in sweeps(setting, count, seed):
+        looks: dict[tuple[str, str], list[int]] = {pair: [] for pair in setting.compared}
+        have = dict.fromkeys(setting.row_names, 2)
+        while True:
+            seen = {row: {number: ap for number, ap in results[row].items() if number < have[row]} for row in results}
+            judged = judge(seen, setting.compared, {}, looks=looks)
+            if any(judgement.verdict != CANT_TELL for judgement in judged):
+                false += 1
+                break
+            for one in judged:
+                looks[one.first, one.second].append(one.n)
+            open_ones = [one for one in judged if min(have[one.first], have[one.second]) < most]
+            if not open_ones:
+                break
+            nearest = min(open_ones, key=lambda one: 1.0 if one.p is None else one.p)
+            seeds = min(have[nearest.first], have[nearest.second]) + 1
+            have |= {row: max(have[row], seeds) for row in (nearest.first, nearest.second)}
     return false / count
 
 
