@@ -92,7 +92,7 @@ class Judgement:
     """One of the labels, or ``can't tell``."""
     more_seeds: SeedRange | None
     """Seeds to add to both rows until a difference like the paper's is shown at 80 % power, or, where the paper's isn't
-    known, one like ours, with the deviation's interval; None where a verdict is given or there is no difference."""
+    known, one like ours of several seeds, with the deviation's interval; None where a verdict is given or there is no difference."""
     size: Size | None
     """None where the paper has no figures for both rows."""
     reason: str
@@ -151,7 +151,8 @@ def judge(
         shown = pair.difference is not None and pair.p is not None and p <= alpha
         verdict = _label(pair.difference or 0.0, stated, called) if shown else CANT_TELL
         more = None
-        wanted = pair.difference if stated is None else stated
+        # A difference that was seen once says nothing of its size.
+        wanted = stated if stated is not None else pair.difference if pair.n > 1 else None
         if not shown and wanted and pair.rows > 1:
             deviation, ends = pair.deviation_or(assumed)
             m = len(pairs) + others

@@ -121,6 +121,8 @@ def test_seeds_are_advised_for_a_difference_like_ours_where_the_paper_has_none()
     witness = judge(table, [("a", "b")], {"a": found.difference, "b": 0.0})[0]
     assert found.more_seeds == witness.more_seeds is not None
     assert sentence(found) == f"{sentence(witness)}, if the difference is the one seen"
+    once = {row: {0: cells[0]} for row, cells in table.items()}
+    assert judge(once, [("a", "b")], {})[0].more_seeds is None
 
 
 def test_a_pair_is_judged_by_the_seeds_that_both_rows_have():
