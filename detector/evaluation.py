@@ -30,6 +30,8 @@ from detector.results import Results
 from detector.timing import TIMED, device_name, inference_ms
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+CLASSES_AS_METRICS = 100
+"""Of a split with more categories, AP by class is in ``Evaluation.per_class`` alone."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Evaluation:
     """What a model reaches on a split."""
 
     metrics: dict[str, float | None]
-    """COCO's six figures in percent (None: undefined), ``loss_reg_fixed`` (``detector.fixed_positives``),
-    ``inference_ms`` and ``eval_seconds``. The first seven need annotations."""
+    """COCO's six figures in percent (None: undefined), ``AP_class/CATEGORY_ID`` of up to 100 categories,
+    ``loss_reg_fixed`` (``detector.fixed_positives``), ``inference_ms`` and ``eval_seconds``. Without annotations the
+    last two alone."""
     per_class: list[dict[str, Any]] = field(default_factory=list)
     """One entry a category: id, name, AP, AP50, boxes."""
     detections: list[dict[str, Any]] = field(default_factory=list)
@@ -130,6 +133,7 @@ def evaluate(
         seconds = time.perf_counter() - began
         metrics: dict[str, float | None] = {
             **figures,
+            **class_figures(per_class),
             **({"loss_reg_fixed": mean_loss(losses)} if store.has_annotations and options.one_view else {}),
             "inference_ms": inference_ms(model, _sample(store), data, options),
             "eval_seconds": seconds,
@@ -220,6 +224,13 @@ def by_class(compared: Tables, truth: Instances, categories: Sequence[Category])
         }
         for place, category in enumerate(truth.category_ids.tolist())
     ]
+
+
+def class_figures(per_class: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """``AP_class/CATEGORY_ID`` of each category in percent; nothing of more than ``CLASSES_AS_METRICS``."""
+    if len(per_class) > CLASSES_AS_METRICS:
+        return {}
+    return {f"AP_class/{row['id']}": row["AP"] for row in per_class}
 
 
 def precision_recall(compared: Tables) -> dict[str, list[float | None]]:

@@ -182,7 +182,10 @@ def test_evaluate_repeats_the_trainings_own_figures(trained, root, tmp_path, cap
     assert "triangle" in said
     assert re.search(r"[0-9.]+ ms an image, one at a time, from pixels to boxes, on \w+", said)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert set(metrics) == {*FIGURES, "loss_reg_fixed", "inference_ms", "eval_seconds", "device"}
+    classes = {f"AP_class/{row['id']}": row["AP"] for row in json.loads((trained / "per_class.json").read_text())}
+    assert len(classes) == 3
+    assert {key: metrics[key] for key in classes} == classes
+    assert set(metrics) == {*FIGURES, *classes, "loss_reg_fixed", "inference_ms", "eval_seconds", "device"}
     for name in ("per_class.json", "detections.json"):
         assert json.loads((tmp_path / "out" / name).read_text()) == json.loads((trained / name).read_text())
 

@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from detector.data.coco import Category
 from detector.data.instances import Instances
 from detector.data.store import open_store
-from detector.evaluation import FIGURES, by_class, evaluate, figures_of, precision_recall
+from detector.evaluation import FIGURES, by_class, class_figures, evaluate, figures_of, precision_recall
 from detector.precision import tables
 from detector.results import Results
 from detector.timing import WARM_UP
@@ -150,6 +150,14 @@ def test_figures_of_a_model_are_those_of_pycocotools_on_files(generated, tmp_pat
     for row in per_class:
         alone = on_files(source, tmp_path / "results.json", catIds=[row["id"]])
         assert [row["AP"], row["AP50"]] == pytest.approx(alone[:2], abs=1e-9)
+
+
+def test_ap_by_class_is_a_metric_of_up_to_a_hundred_classes():
+    rows = [{"id": 2 * number, "AP": None if number == 5 else float(number)} for number in range(101)]
+    assert class_figures(rows) == {}
+    found = class_figures(rows[:100])
+    assert len(found) == 100
+    assert (found["AP_class/8"], found["AP_class/10"]) == (4.0, None)
 
 
 def test_noisy_boxes_and_crowds_are_counted_as_pycocotools_does_on_files(tmp_path):
