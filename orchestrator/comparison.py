@@ -214,7 +214,8 @@ def _pair(
     return Pair(*pair, judgement, "", sentence(judgement, where), where, other, images, missing)
 
 
-def _refused(first: Mapping[str, PlannedRow], pair: tuple[str, str]) -> Pair:
+def apart(first: Mapping[str, PlannedRow], pair: tuple[str, str]) -> str:
+    """In which data the two rows differ, by the first planned training of each."""
     one, two = (first[name] for name in pair)
     trained = data_of(one)[0] != data_of(two)[0]
     splits = [row.train if trained else row.val for row in (one, two)]
@@ -224,7 +225,11 @@ def _refused(first: Mapping[str, PlannedRow], pair: tuple[str, str]) -> Pair:
         else name
         for name, split in zip(pair, splits, strict=True)
     ]
-    why = f"{'trained' if trained else 'evaluated'} on different data: {', '.join(said)}"
+    return f"{'trained' if trained else 'evaluated'} on different data: {', '.join(said)}"
+
+
+def _refused(first: Mapping[str, PlannedRow], pair: tuple[str, str]) -> Pair:
+    why = apart(first, pair)
     return Pair(*pair, None, why, f"not compared: {why}", "", _other(first, pair), None, why)
 
 

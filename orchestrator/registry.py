@@ -47,9 +47,18 @@ def register(store: RunStore, plan: Plan, ledger: Ledger) -> bool:
 
     Returns whether something else was decided than the last time. Raises what MLflow raises; may be repeated.
     """
-    if plan.register is None:
+    if plan.register is None or (plan.search is not None and plan.search.winner is None):
         return False
-    found = choose(plan, ledger)
+    if plan.left_out:
+        if (kept(plan) or {}).get("version") is not None:
+            return False  # what was decided of the whole table stands
+        found: Winner | str = (
+            f"nothing was registered: {listed(plan.left_out, 3)} "
+            f"{'is' if len(plan.left_out) == 1 else 'are'} not finished, and the winner is chosen among all rows; run "
+            "the sweep without --only"
+        )
+    else:
+        found = choose(plan.reported, ledger)
     if isinstance(found, str):
         decided: dict[str, Any] = {"version": None, "registered": False, "sentence": found}
     else:

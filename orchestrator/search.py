@@ -133,6 +133,9 @@ class _SearchPass(Pass):
     def _tracker(self) -> Tracker:
         return Tracker(replace(self.plan, rows=tuple(self._rows)), self.ledger)
 
+    def _shown(self) -> Plan:
+        return replace(self._whole, search=replace(self._search, samples=tuple(self._rows)))
+
     def _state(self, row: PlannedRow) -> str:
         record = self.ledger.record(row.identity, row.evaluations)
         return "stopped" if record.over_for(self.plan.key) else record.state

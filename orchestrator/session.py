@@ -162,6 +162,10 @@ class Pass:
     def _tracker(self) -> Tracker:
         return Tracker(self.plan, self.ledger)
 
+    def _shown(self) -> Plan:
+        """What the report is of, as it stands now."""
+        return self.plan
+
     def _todo(self, fresh: bool) -> list[str]:
         return unfinished(self.plan, self.ledger, fresh)
 
@@ -213,7 +217,7 @@ class Pass:
         gpus = any(need.gpus for need in needs.values())
         self._tune.start()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(Refresh(self.plan, self.ledger))
+            stack.enter_context(Refresh(self._shown, self.ledger))
             if expected is not None:
                 wait_s = WAIT_S if self._limits.wait_for_nodes_s is None else self._limits.wait_for_nodes_s
                 left = functools.partial(self._left, needs)

@@ -6,9 +6,10 @@ From the ledger only, from wherever that can be reached: neither the cluster nor
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from orchestrator.cancellation import cancel, retry
 from orchestrator.ledger import Ledger
@@ -16,8 +17,11 @@ from orchestrator.live_table import LiveTable, read_lines, table
 from orchestrator.options import Answer, Parser, add_sweep_options, answer, sweep_request
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results import result_rows
+from orchestrator.samples import read_samples
 
 WATCH_S = 1.0
+BETWEEN_S = 60.0
+"""How long nobody may be at work between a search's samples and what it judges."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> Answer:
-    plan = make_plan(sweep_request(arguments), "read")
+    request = sweep_request(arguments)
+    plan = make_plan(request, "read")
     ledger = Ledger(plan.place)
     notes = []
     if arguments.cancel is not None:
@@ -41,7 +46,7 @@ def _status(arguments: argparse.Namespace) -> Answer:
         together = retry(plan, ledger, arguments.retry)
         notes.append(f"pending again: {_together(arguments.retry, together)}; the next run of the sweep takes it")
     if arguments.watch:
-        _watch(plan, ledger)
+        plan = _watch(plan, ledger, lambda: make_plan(request, "read"))
     rows = result_rows(plan.whole, ledger)
     alive = ledger.held(plan.key)
     complete = all(row["state"] == "finished" for row in rows)
@@ -63,12 +68,40 @@ def _together(row: str, rows: list[str]) -> str:
     return row + (f", and with it {', '.join(others)}, whose training is the same" if others else "")
 
 
-def _watch(plan: Plan, ledger: Ledger) -> None:
-    live = LiveTable(plan.whole.rows, ledger, show_first=True)
-    while ledger.held(plan.key):
+def _watch(plan: Plan, ledger: Ledger, again: Callable[[], Plan]) -> Plan:
+    """Follows a sweep to its end; the plan as it is then, which that of a search changes on the way."""
+    rows = list(plan.whole.rows)
+    live = LiveTable(rows, ledger, show_first=True)
+    held = -math.inf
+    while True:
+        if ledger.held(plan.key):
+            held = time.monotonic()
+        elif time.monotonic() - held > (BETWEEN_S if _between(plan, ledger) else 0.0):
+            break
+        if _has_more(plan, ledger):
+            plan = again()
+            rows[:] = plan.whole.rows
         live.update()
         time.sleep(max(WATCH_S, ledger.place.pause))
     live.close()
+    return plan
+
+
+def _between(plan: Plan, ledger: Ledger) -> bool:
+    """Whether this may be a search between its samples and what it judges: nothing of the latter is done."""
+    if plan.search is None:
+        return False
+    states = [ledger.record(row.identity, row.evaluations).state for row in plan.rows]
+    return plan.search.winner is None or not any(state in ("finished", "failed") for state in states)
+
+
+def _has_more(plan: Plan, ledger: Ledger) -> bool:
+    """Whether a search has drawn samples, or chosen its winner, since ``plan`` was made."""
+    if plan.search is None:
+        return False
+    known = read_samples(ledger, plan.key, plan.search.key)
+    chosen = known.winner is not None and known.chosen_of >= plan.search.spec.samples
+    return len(known.samples) > len(plan.search.samples) or (chosen and plan.search.winner is None)
 
 
 if __name__ == "__main__":

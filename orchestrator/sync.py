@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sync(arguments: argparse.Namespace) -> Answer:
-    plan = make_plan(sweep_request(arguments), "read").whole
+    judged = make_plan(sweep_request(arguments), "read")
+    plan = judged.whole
     ledger = Ledger(plan.place)
     # A live driver writes the same runs: there must be one writer.
     with Lease(ledger.place, plan.key) as lease:
@@ -32,7 +33,7 @@ def _sync(arguments: argparse.Namespace) -> Answer:
             record = ledger.record(row.identity, row.evaluations)
             if record.state == "running" and record.holder == plan.key:
                 ledger.release(row.identity)  # its driver is gone, or the lease could not be had
-        tracker = Tracker(plan, ledger, thorough=True)
+        tracker = Tracker(plan, ledger, judged=judged, thorough=True)
         tracker.connect(PATIENCE_S)
         tracker.open(PATIENCE_S)
         records = [ledger.record(row.identity, row.evaluations) for row in plan.rows]

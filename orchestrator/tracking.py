@@ -46,11 +46,13 @@ STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "pen
 class Tracker:
     """Writes ``plan``'s runs. One a driver; its methods are called by one thread at a time.
 
+    ``judged`` is what the report and the registered model are of, where ``plan`` has samples of a search beside it.
     ``thorough`` compares runs that are marked as complete with the ledger, too.
     """
 
-    def __init__(self, plan: Plan, ledger: Ledger, *, thorough: bool = False) -> None:
+    def __init__(self, plan: Plan, ledger: Ledger, *, judged: Plan | None = None, thorough: bool = False) -> None:
         self.plan, self.ledger, self._thorough = plan, ledger, thorough
+        self._judged = judged or plan
         self._runs = [RowRun(row, row.evaluations) for row in plan.rows]
         self.store = RunStore(plan, ledger)
         self._away: str | None = None
@@ -135,7 +137,7 @@ class Tracker:
                 if (
                     parent_status == "FINISHED"
                     and not self.unreadable
-                    and registry.register(self.store, self.plan, self.ledger)
+                    and registry.register(self.store, self._judged, self.ledger)
                 ):
                     self._rewrite_report()
                 self.store.log_report()
@@ -169,7 +171,7 @@ class Tracker:
     def _rewrite_report(self) -> None:
         from orchestrator.report import write_report
 
-        self.ledger.publish(write_report(self.plan, self.ledger).values())
+        self.ledger.publish(write_report(self._judged, self.ledger).values())
 
     def abandon(self, patience: float = KILL_S) -> None:
         """After an interruption: what was running is KILLED within ``patience`` seconds, or by the next command."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detector.errors import InputError
+from orchestrator.comparison import apart, data_of
 from orchestrator.plan import Plan, PlannedRow
 from orchestrator.report.evidence import Evidence
 from orchestrator.results import Results
@@ -82,9 +83,10 @@ def sections(plan: Plan, ledger: Results, evidence: Evidence) -> list[str]:
 def _pair(plan: Plan, ledger: Results, evidence: Evidence, pair: tuple[str, str], count: int, number: int) -> list[str]:
     title = f"<h3>{escape(pair[0])} and {escape(pair[1])}</h3>"
     rows = {(row.row, row.seed): row for row in plan.rows if row.row in pair}
+    first_of = {name: next(row for (of, _), row in rows.items() if of == name) for name in pair}
+    if data_of(first_of[pair[0]]) != data_of(first_of[pair[1]]):
+        return [title, f"<p>Not compared: {escape(apart(first_of, pair))}.</p>"]
     digests = {row.val.digest for row in rows.values() if row.val}
-    if len(digests) != 1:
-        return [title, "<p>Evaluated on different images, so none is compared.</p>"]
     shared: list[tuple[int, ErrorKinds, ErrorKinds]] = []
     why = ""
     for seed in dict.fromkeys(seed for _, seed in rows):

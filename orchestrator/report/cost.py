@@ -9,11 +9,13 @@ from typing import Any
 from orchestrator.plan import Plan
 from orchestrator.record import Record
 from orchestrator.report.figures import Curves
-from orchestrator.report.hardware import hardware
+from orchestrator.report.hardware import hardware, hardware_of
 from orchestrator.report.table import UNDEFINED
 from orchestrator.results import Results, mean
 
 HEAD = ("row", "cost", "saved by reuse", "images/s in training", "inference ms an image", "on")
+SAMPLES = "samples of the search"
+"""Stands for their rows, which aren't in the table."""
 Hours = dict[str, float]
 """By unit, "GPU" and "CPU": a training that went on elsewhere has both."""
 
@@ -56,16 +58,20 @@ def said(rows: Sequence[RowCost]) -> str:
 
 
 def costs(plan: Plan, ledger: Results, curves: Curves) -> list[RowCost]:
-    """Of every row, in their order. A training that several rows name is the first one's."""
+    """Of every row, in their order, and of a search's samples together. A training that several rows name is the first
+    one's."""
     spent: set[str] = set()
     found = []
-    for name in plan.row_names:
+    groups = {name: [row for row in plan.rows if row.row == name] for name in plan.row_names}
+    if plan.search is not None and plan.search.samples:
+        groups[SAMPLES] = list(plan.search.samples)
+    for name, rows in groups.items():
         hours: Hours = {}
         saved: Hours = {}
         reused = 0
         speeds, times = [], []
         where: dict[str, None] = {}
-        for row in (row for row in plan.rows if row.row == name):
+        for row in rows:
             record = ledger.record(row.identity, row.evaluations)
             here = ledger.reused_from(plan.key, row.row, row.seed, row.identity) is None and row.identity not in spent
             spent.add(row.identity)
@@ -73,8 +79,7 @@ def costs(plan: Plan, ledger: Results, curves: Curves) -> list[RowCost]:
             reused += 0 if here else bool(record.attempts)
             speeds.append(curves.index(row.identity).mean("images_per_second"))
             times.append(record.metrics.get("inference_ms"))
-            if record.hardware:
-                where[hardware(record.hardware)] = None
+            where |= {hardware(values): None for values in hardware_of(record)}
         speed, time = mean(speeds), mean(times)
         found.append(
             RowCost(

@@ -27,20 +27,22 @@ def versions(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {values[name]}" for name in VERSIONS if values.get(name))
 
 
-def setting(record: Record) -> tuple[str, str] | None:
-    """Hardware and versions of a training, in words; None where it never ran."""
-    if not record.hardware:
-        return None
-    return hardware(record.hardware), versions(record.hardware)
+def hardware_of(record: Record) -> list[Mapping[str, Any]]:
+    """What the attempts of a training ran on, as far as they say."""
+    return [attempt["hardware"] for attempt in record.history if attempt.get("hardware")]
+
+
+def settings(record: Record) -> list[tuple[str, str]]:
+    """Hardware and versions of the attempts of a training, in words, each once."""
+    return list(dict.fromkeys((hardware(values), versions(values)) for values in hardware_of(record)))
 
 
 def marks(plan: Plan, ledger: Results) -> dict[str, str]:
-    """Rows that ran on other hardware, or with other versions, than most trainings of the table, with what is other."""
+    """Rows that ran on other hardware, or with other versions, in any attempt, than most trainings of the table, with
+    what is other."""
     found: dict[str, list[tuple[str, str]]] = {name: [] for name in plan.row_names}
     for row in plan.rows:
-        one = setting(ledger.record(row.identity))
-        if one is not None:
-            found[row.row].append(one)
+        found[row.row] += settings(ledger.record(row.identity))
     counted = Counter(one for ones in found.values() for one in ones)
     if len(counted) < 2:
         return {}

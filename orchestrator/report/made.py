@@ -11,7 +11,7 @@ from typing import Any
 from detector.keys import flat
 from orchestrator.plan import Plan
 from orchestrator.record import Record
-from orchestrator.report.hardware import hardware, versions
+from orchestrator.report.hardware import settings
 from orchestrator.report.links import link_note, run_link
 from orchestrator.report.table import UNDEFINED
 from orchestrator.results import Results
@@ -99,15 +99,16 @@ def _data(plan: Plan) -> str:
 
 def _trainings(plan: Plan, ledger: Results) -> str:
     lines = []
-    for row in plan.rows:
+    for row in (*plan.rows, *(plan.search.samples if plan.search is not None else ())):
         record = ledger.record(row.identity)
+        ran = settings(record)
         run_id = ledger.run_id(plan.key, row.row, row.seed)
         cells = (
             *(row.row, str(row.seed), row.identity, f"{row.config.schedule.max_iterations:,}"),
             UNDEFINED if record.seconds is None else f"{record.seconds / 60:,.1f} min",
             str(record.attempts),
-            hardware(record.hardware) if record.hardware else UNDEFINED,
-            versions(record.hardware) or UNDEFINED,
+            "; ".join(dict.fromkeys(name for name, _ in ran)) or UNDEFINED,
+            "; ".join(dict.fromkeys(version for _, version in ran if version)) or UNDEFINED,
             _revision(record),
         )
         link = run_link(plan, run_id)

@@ -244,9 +244,9 @@ def _looks(comparison: Comparison) -> str:
     text = f"Verdicts of this table have been looked at {'once' if number == 1 else f'{number} times'}"
     alike: dict[tuple[str, float], list[str]] = {}
     for pair in comparison.pairs:
-        at = [shared(look, (pair.first, pair.second)) for look in comparison.looks]
+        counts = ", ".join(str(shared(look, (pair.first, pair.second))) for look in comparison.looks)
         level = _level(pair, comparison.present, before(comparison.looks, comparison.present))
-        alike.setdefault((", ".join(map(str, at)), level), []).append(pair.name)
+        alike.setdefault((counts, level), []).append(pair.name)
     said = []
     for (at, level), names in alike.items():
         used = f"; this look could use a level of {level:.4f} of 0.05 in all" if comparison.look else ""

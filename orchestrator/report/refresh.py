@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from orchestrator.lease import LeaseLostError
@@ -21,9 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class Refresh:
-    """Keeps the report of ``plan`` up to date inside a ``with``. It never ends a sweep: what goes wrong is logged."""
+    """Keeps the report of what ``plan`` gives up to date inside a ``with``. It never ends a sweep: what goes wrong is
+    logged."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, every: float = EVERY_S) -> None:
+    def __init__(self, plan: Callable[[], Plan], ledger: Ledger, every: float = EVERY_S) -> None:
         self._plan, self._ledger, self._every = plan, ledger, every
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="report", daemon=True)
@@ -46,14 +48,15 @@ class Refresh:
             except LeaseLostError:
                 return  # the sweep, and its report, are another driver's
             except Exception:
-                log.exception("the report of %s could not be written while it runs", self._plan.key)
+                log.exception("the report could not be written while the sweep runs")
             pause = max(self._every, (time.monotonic() - began) / SHARE)
 
     def _write(self) -> None:
-        records = (self._ledger.record(row.identity, row.evaluations) for row in self._plan.rows)
+        plan = self._plan()
+        records = (self._ledger.record(row.identity, row.evaluations) for row in plan.whole.rows)
         now = [(record.state, record.step, record.attempts) for record in records]
         if now == self._seen:
             return
         self._ledger.check()
-        self._ledger.publish(write_report(self._plan, self._ledger).values())
+        self._ledger.publish(write_report(plan, self._ledger).values())
         self._seen = now

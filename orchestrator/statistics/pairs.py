@@ -92,7 +92,8 @@ class Judgement:
     """One of the labels, or ``can't tell``."""
     more_seeds: SeedRange | None
     """Seeds to add to both rows until a difference like the paper's is shown at 80 % power, or, where the paper's isn't
-    known, one like ours of several seeds, with the deviation's interval; None where a verdict is given or there is no difference."""
+    known, one like ours of several seeds, with the deviation's interval; None where a verdict is given or there is no
+    difference."""
     size: Size | None
     """None where the paper has no figures for both rows."""
     reason: str

@@ -15,6 +15,8 @@ from orchestrator.comparison import Comparison, compare
 from orchestrator.looks import EVERY_ROW, Look
 from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
+from orchestrator.report.changed import sections
+from orchestrator.report.evidence import Evidence
 from orchestrator.report.forest import forest
 from orchestrator.report.page import page
 from orchestrator.report.pairs import documents, looks_document, order_note, pair_cells, pair_notes
@@ -215,6 +217,8 @@ def test_rows_of_different_data_are_not_compared(tmp_path: Path) -> None:
     entry = documents(comparison)[1]
     assert (entry["verdict"], entry["reason"], entry["difference"]) == ("not compared", half.refused, None)
     assert "not compared: trained on different data" in terminal_table(plan, finished(plan))
+    images = sections(plan, finished(plan), Evidence(plan, finished(plan)))
+    assert f"<p>Not compared: {half.refused}.</p>" in images
     # What was trained on other data takes no part in the deviation of the others.
     assert both.judgement is not None
     assert both.judgement.df == 4

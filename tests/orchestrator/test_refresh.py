@@ -51,7 +51,7 @@ def test_it_is_written_at_once_and_again_when_something_has_happened(
 
     monkeypatch.setattr(refresh, "write_report", count)
     monkeypatch.setattr(refresh, "SHARE", 1e9)
-    with Refresh(plan, ledger, every=0.01):
+    with Refresh(lambda: plan, ledger, every=0.01):
         until(lambda: len(written) == 1)
         time.sleep(0.3)
         assert len(written) == 1, "nothing happened"
@@ -74,7 +74,7 @@ def test_what_goes_wrong_is_logged_and_tried_again(
 
     monkeypatch.setattr(refresh, "write_report", fail)
     monkeypatch.setattr(refresh, "SHARE", 1e9)
-    with Refresh(*running, every=0.01):
+    with Refresh(lambda: running[0], running[1], every=0.01):
         until(lambda: len(tries) > 2)
     assert "No space left on device" in caplog.text
 
@@ -88,6 +88,6 @@ def test_a_driver_that_lost_its_sweep_writes_no_report(
         raise LeaseLostError("another driver has it")
 
     monkeypatch.setattr(ledger, "check", lost)
-    with Refresh(plan, ledger, every=0.01) as kept:
+    with Refresh(lambda: plan, ledger, every=0.01) as kept:
         until(lambda: not kept._thread.is_alive())
     assert not (plan.folder / "report.html").exists()

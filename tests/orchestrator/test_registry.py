@@ -144,6 +144,27 @@ def test_an_unfinished_sweep_registers_nothing(storage, saved):  # noqa: F811
     assert registry.kept(plan) is None
 
 
+def test_a_selection_of_rows_registers_nothing_and_takes_nothing_back(storage, saved):  # noqa: F811
+    plan = registering(storage, {"a": "a", "b": "b"})
+    alone = replace(plan, rows=plan.rows[:1], left_out=("b",))
+    assert swept(alone, saved, 20.0) == ({}, None)
+    said = registry.kept(alone)["sentence"]
+    assert said.startswith("nothing was registered: b is not finished, and the winner is chosen among all rows")
+    ledger = Ledger(plan.storage)
+    begin(ledger, plan, plan.rows[1])
+    train(ledger, plan.rows[1], 0, 2)
+    finish(ledger, plan.rows[1], saved, AP=30.0, AP50=30.0)
+    versions, best = again(plan)
+    assert (set(versions), best) == ({1}, 1)
+    decided = registry.kept(plan)
+    assert (decided["row"], decided["value"]) == ("b", 30.0)
+    # With --only a the winner is still that of both, or none.
+    for later in (replace(plan, rows=plan.rows[:1], wider=plan), alone):
+        versions, best = again(later)
+        assert (set(versions), best) == ({1}, 1)
+        assert registry.kept(plan) == decided
+
+
 @pytest.mark.parametrize("name", ["a/b", "models:x", "best@1", " ", "x" * 300, "<b>", "../x"])
 def test_a_name_that_models_cant_have_is_refused_at_its_line(tmp_path, name):
     path = write_table(tmp_path, TABLE + f"register: {{name: {json.dumps(name)}}}\n")

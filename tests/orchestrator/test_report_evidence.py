@@ -306,3 +306,17 @@ def test_a_password_is_nowhere(tmp_path: Path) -> None:
     for path in write_report(secret, ledger).values():
         assert "hunter2" not in path.read_text()
     assert 'href="https://tracking.example/mlflow/#/runs/abc"' in (secret.folder / "report.html").read_text()
+
+
+def test_an_attempt_on_other_hardware_marks_the_row_though_the_last_was_on_the_usual(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    ledger = MemoryLedger()
+    for row in ("1:1", "D_up:1"):
+        ran(plan, ledger, row, 1.0)
+    record = ledger.records[ran(plan, ledger, "D_up:1", 1.0)]
+    before = {"started": 0.0, "ended": 60.0, "hardware": {**record.hardware, "name": "V", "torch": "2.13"}}
+    ledger.records[record.identity] = replace(record, history=(before, *record.history))
+    assert marks(plan, ledger) == {"D_up:1": "2 x V, torch 2.13"}
+    text = page(plan, make_table(plan, ledger), ledger)
+    assert "2 x V; 2 x H" in text
+    assert "torch 2.13; torch 2.14" in text

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,21 @@ import pytest
 from mlflow import MlflowClient
 
 from detector.errors import InputError
+from orchestrator import session, status
 from orchestrator.comparison import compare
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.live_table import read_lines
 from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
+from orchestrator.report.cost import costs
+from orchestrator.report.figures import Curves
+from orchestrator.report.refresh import Refresh
 from orchestrator.results import result_rows
 from orchestrator.runs import RunStore
 from orchestrator.samples import read_samples
 from orchestrator.search import run_search
+from orchestrator.search_text import data_line
 from orchestrator.session import SweepOutcome
 from orchestrator.sweep import main
 from tests.orchestrator.searches import SEARCH, Tuned, plan_of, request_of, write_search
@@ -321,6 +327,69 @@ def test_the_report_has_the_samples_beside_the_judged_rows(folder: Path, monkeyp
     assert f"winner: {plan.search.winner.row}" in text.replace("\\", "")  # type: ignore[union-attr]
     shown = terminal_table(plan, ledger)
     assert "and 7 more samples, in the report" in shown
+
+
+def test_the_samples_cost_is_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Tuned(monkeypatch, height)
+    plan, _ = search(folder)
+    ledger = Ledger(plan.storage)
+    found = {row.name: row for row in costs(plan, ledger, Curves(plan, ledger))}
+    assert list(found)[-1] == "samples of the search"
+    assert plan.search is not None
+    seconds = [ledger.record(row.identity).seconds or 0.0 for row in plan.search.samples]
+    assert found["samples of the search"].hours["CPU"] == pytest.approx(sum(seconds) / 3600)
+
+
+def test_while_samples_are_drawn_the_report_is_of_all_of_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Callable[[], Plan]] = []
+
+    class Kept(Refresh):
+        def __init__(self, plan: Callable[[], Plan], ledger: Ledger) -> None:
+            super().__init__(plan, ledger)
+            shown.append(plan)
+
+    monkeypatch.setattr(session, "Refresh", Kept)
+    Tuned(monkeypatch, height)
+    plan, _ = search(folder)
+    assert plan.search is not None
+    drawing = shown[0]()
+    assert drawing.search is not None
+    assert [row.row for row in drawing.search.samples] == [row.row for row in plan.search.samples]
+    # The rows that are judged, on images that the search doesn't see.
+    assert {row.row for row in drawing.rows} == {"plain", "both"}
+    assert data_line(drawing) == data_line(plan)
+
+
+def test_watching_goes_on_from_the_samples_to_what_is_judged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = plan_of(folder)
+    Tuned(monkeypatch, height)
+    after, _ = search(folder)
+    ledger, held = Ledger(after.storage), iter([True, False, True, False])
+    monkeypatch.setattr(ledger, "held", lambda key: next(held))
+    monkeypatch.setattr(status.time, "sleep", lambda seconds: None)
+    states = iter(["pending"] * len(after.rows))
+    whole = ledger.record
+
+    def record(identity: str, evaluations: Any = ()) -> Any:
+        """Of what is judged nothing is done, at the first look."""
+        found = whole(identity, evaluations)
+        judged = identity in {row.identity for row in after.rows}
+        return replace(found, state=next(states, found.state)) if judged else found
+
+    monkeypatch.setattr(status, "LiveTable", Silent)
+    monkeypatch.setattr(ledger, "record", record)
+    assert status._watch(before, ledger, lambda: after) is after
+    assert next(held, None) is None, "it didn't end between the two"
+
+
+class Silent:
+    """In the place of the live table."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def update(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def test_status_json_and_dry_run_know_the_search(
