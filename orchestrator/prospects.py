@@ -13,6 +13,9 @@ from orchestrator.results import Results
 from orchestrator.statistics.power import ASSUMED_DEVIATION, Forecast, SeedRange, forecast
 from orchestrator.statistics.variance import collapsed, deviation_range, fit
 
+THE_WINNER = "the winner"
+"""Stands for the sample that a search will choose."""
+
 
 @dataclass(frozen=True)
 class Prospects:
@@ -38,7 +41,13 @@ def prospects(plan: Plan, ledger: Results) -> Prospects:
     first = {row.row: row for row in reversed(plan.rows)}
     seeds = tuple(dict.fromkeys(row.seed for row in plan.rows))
     pairs = [pair for pair in plan.compare if set(pair) <= first.keys()]
-    present = seeds_by_row(plan)
+    present = dict(seeds_by_row(plan))
+    search = plan.search if plan.search is not None and plan.search.winner is None else None
+    if search is not None:
+        # Nobody knows yet which sample it will be; its data and seeds are those of the rows.
+        reference = search.spec.reference_row(plan.row_names)
+        first[THE_WINNER], present[THE_WINNER] = first[reference], present[reference]
+        pairs.append((THE_WINNER, reference))
     looks = before(ledger.looks(plan.key), present) if pairs else []
     found: dict[tuple[str, str], Forecast] = {}
     deviations, measured = ASSUMED_DEVIATION, 0
@@ -56,8 +65,8 @@ def prospects(plan: Plan, ledger: Results) -> Prospects:
         for pair in group:
             found[pair] = forecast(
                 pair,
-                paper_of(first[name] for name in rows),
-                rows=len(known),
+                paper_of(first[name] for name in rows if name != THE_WINNER),
+                rows=len(known) + (search is not None),
                 pairs=max(plan.pairs, len(plan.compare)),
                 seeds=shared(present, pair),
                 looks=[shared(look, pair) for look in looks],

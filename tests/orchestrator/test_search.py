@@ -35,6 +35,8 @@ from orchestrator.samples import read_samples
 from orchestrator.search import run_search
 from orchestrator.search_text import data_line
 from orchestrator.session import SweepOutcome
+from orchestrator.statistics.looks import look_level
+from orchestrator.statistics.power import ASSUMED_DEVIATION, smallest_difference
 from orchestrator.sweep import main
 from tests.orchestrator.searches import SEARCH, Tuned, plan_of, request_of, write_search
 
@@ -405,6 +407,10 @@ def test_status_json_and_dry_run_know_the_search(
     )
     assert "stops all but the best 1/3 at 10, 30, 90 of 100 iterations" in out
     assert "0 samples begun, 12 to draw; then 6 rows and seeds are judged, and as many seeds of the winner" in out
+    # Three rows, of three seeds each, by the assumed deviation.
+    level = look_level(3) / 1
+    low, high = (smallest_difference(deviation, seeds=3, rows=3, level=level) for deviation in ASSUMED_DEVIATION)
+    assert f"the winner \N{MINUS SIGN} both: differences from {low:.2f} to {high:.2f} AP are shown" in out
     assert main([*words, "--dry-run", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["trainings"] == 6 + 12 + 3
     Tuned(monkeypatch, height)
