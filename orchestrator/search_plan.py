@@ -149,7 +149,11 @@ def _judged(row: PlannedRow, seed: int, found: Holdout, facts: SplitFacts) -> Pl
         update={"root": found.root, "val": facts.split, "test": None, "generated": None if facts.there else _kept(row)}
     )
     config = row.config.model_copy(update={"data": data, "seed": seed})
-    return _renamed(replace(row, seed=seed, config=config, val=facts, test=None, test_evaluation=""))
+    # The paper's figures are of all images.
+    part = ("data.val",) if row.val is not None and row.val.digest != facts.digest else ()
+    departures = tuple(dict.fromkeys((*row.evaluation_departures, *part)))
+    row = replace(row, seed=seed, config=config, val=facts, evaluation_departures=departures)
+    return _renamed(replace(row, test=None, test_evaluation=""))
 
 
 def _kept(row: PlannedRow) -> Any:

@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
@@ -31,18 +32,22 @@ def measure(rows: int = ROWS, seeds: int = SEEDS, steps: int = STEPS, images: in
         page = paths["report.html"]
         size, entries = page.stat().st_size / 1e6, sum(path.stat().st_size for path in journals) / 1e6
         found = [
-            Figure("report written, s", seconds, notes={"trainings": len(plan.rows), "journals, MB": entries}),
+            _within(20, "report written, s", seconds, notes={"trainings": len(plan.rows), "journals, MB": entries}),
             Figure("report written with all indices made anew, s", anew),
-            Figure("report.html, MB", size),
+            _within(5, "report.html, MB", size),
         ]
         browser = find_browser()
         if browser is not None:
             seen = open_page(browser, page.as_uri())
-            found.append(Figure("report opened, s", seen.seconds, notes={"console": len(seen.errors)}))
+            found.append(_within(2, "report opened, s", seen.seconds, notes={"console": len(seen.errors)}))
         kept = os.environ.get("DETSWEEP_KEEP_REPORT")
         if kept:
             Path(kept).write_bytes(page.read_bytes())
         return found
+
+
+def _within(limit: float, what: str, value: float, notes: dict[str, Any] | None = None) -> Figure:
+    return Figure(what, value, goal=f"< {limit:g}", reached=value < limit, notes=notes or {})
 
 
 def _timed(plan: Plan, ledger: Ledger) -> tuple[dict[str, Path], float]:

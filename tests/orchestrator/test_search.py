@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from detector.errors import InputError
 from orchestrator import session, status
 from orchestrator.comparison import compare
+from orchestrator.departures import other_than_paper
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.live_table import read_lines
@@ -94,6 +95,8 @@ def test_the_best_sample_is_trained_anew_and_judged_on_images_the_search_did_not
     unseen = {row.config.data.val for row in plan.rows}
     assert (seen, unseen) == ({"val-search"}, {"val-judge"})
     assert plan.compare == ((title, "both"),)
+    # The paper's figures would be of all images.
+    assert all("data.val" in other_than_paper(row) for row in plan.rows)
     (pair,) = compare(plan, ledger).pairs
     assert pair.judgement is not None
     assert pair.judgement.difference == pytest.approx(
