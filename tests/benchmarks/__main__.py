@@ -106,7 +106,7 @@ def table(figures: Sequence[Figure]) -> str:
                 f"{figure.ours:.4g}",
                 "" if figure.against is None else f"{figure.against:.4g}" + (f" {figure.peer}" if figure.peer else ""),
                 "" if figure.ratio is None else f"{figure.ratio:.3g}x{spread}",
-                "" if figure.goal is None else f"{figure.goal}x {'reached' if figure.reached else 'NOT REACHED'}",
+                _goal(figure),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
@@ -114,6 +114,12 @@ def table(figures: Sequence[Figure]) -> str:
     lines.insert(1, "-|-".join("-" * width for width in widths))
     notes = [f"  {figure.what}: {key} {value}" for figure in figures for key, value in figure.notes.items()]
     return "\n".join(lines + notes)
+
+
+def _goal(figure: Figure) -> str:
+    if figure.goal is None:
+        return ""
+    return f"{figure.goal}{'' if figure.ratio is None else 'x'} {'reached' if figure.reached else 'NOT REACHED'}"
 
 
 if __name__ == "__main__":
