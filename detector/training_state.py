@@ -30,7 +30,8 @@ from detector.window import Window
 class TrainingState:
     """What changes while training: network, optimiser, average, step. Saved and restored whole."""
 
-    def __init__(self, config: TrainingConfig, store: Store, device: torch.device) -> None:
+    def __init__(self, config: TrainingConfig, store: Store, device: torch.device, *, pretrained: bool = True) -> None:
+        """``pretrained=False`` leaves the initial weights random; the rest is as with those that ``config`` names."""
         self.config, self.device, self.step = config, device, 0
         self.model: Detector = build_model(
             config.model,
@@ -39,6 +40,7 @@ class TrainingState:
             long_side=config.data.long_side,
             resize=config.data.resize,
             seed=config.seed,
+            pretrained=pretrained,
         ).to(device)
         self.model.train()
         self.optimizer = build_optimizer(config.schedule, self.model.network)
