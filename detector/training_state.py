@@ -53,6 +53,8 @@ class TrainingState:
         """The network of this process, as it is trained."""
         self.network = self.local
         """The same, in step with those of the other processes."""
+        largest_share = -(-config.schedule.batch_size // distributed.world_size())
+        self._accumulates = (config.resources.micro_batch_size or largest_share) < largest_share
         if distributed.world_size() > 1:
             self.network = DistributedDataParallel(
                 self.local,
@@ -71,8 +73,9 @@ class TrainingState:
         progress = self.step / self.config.schedule.max_iterations
         micro_batches = [batch.to(self.device) for batch in micro_batches]
         totals = None
-        if len(micro_batches) > 1:
-            # The normalisers of the whole batch are needed before the first backward pass.
+        if self._accumulates or len(micro_batches) > 1:
+            # The normalisers of the whole batch are needed before the first backward pass. Where one process takes
+            # several micro-batches all come here: their collectives, DDP's among them, must be in the same order.
             with torch.no_grad():
                 parts = [self._targets(self.forward(batch), batch, progress).totals for batch in micro_batches]
             totals = _global(sum(parts[1:], parts[0]))
