@@ -23,7 +23,7 @@ from detector.data.store import Store
 from detector.errors import InputError
 from detector.model import Detector, build_model
 from detector.outputs import HeadOutputs
-from detector.schedule import build_optimizer, learning_rate, set_rate
+from detector.schedule import build_optimizer, lay_out_state, learning_rate, set_rate
 from detector.window import Window
 
 
@@ -187,6 +187,7 @@ class TrainingState:
         for group in state["optimizer"]["param_groups"]:
             group.update(fused=True, foreach=None)  # what earlier versions wrote had other ones
         self.optimizer.load_state_dict(state["optimizer"])
+        lay_out_state(self.optimizer)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["random"])
