@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detector.config import ScheduleConfig
 
@@ -65,3 +65,15 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets every group's rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate_factor"]
+
+
+def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
+    """Gives every tensor of the optimiser's state the memory layout of its parameter.
+
+    The CPU's fused kernels take both in the order of memory, whatever the strides: where a restored state is laid out
+    otherwise, a weight would silently get another one's momentum.
+    """
+    for parameter, kept in optimizer.state.items():
+        for key, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                kept[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -120,12 +120,14 @@ def _steps(
     metrics: dict[str, float | None] = {}
 
     def save(evaluation: Evaluation | None = None) -> None:
-        _checkpoint(state, writer, folder, hooks, metrics, evaluation)
+        with state.window.paused():
+            _checkpoint(state, writer, folder, hooks, metrics, evaluation)
 
     for micro_batches in batches:
         state.window.add(_updated(state, micro_batches), images=config.schedule.batch_size)
         hooks.on_progress(state.step)
-        writer.keep_up(state.step)
+        with state.window.paused():
+            writer.keep_up(state.step)
         step, last = state.step, state.step == total
         logged = last or step % config.tracking.every == 0
         evaluates = val_store is not None and not last and _due(step, config.evaluation.every)
@@ -210,7 +212,7 @@ def _logged(state: TrainingState, hooks: Hooks) -> dict[str, float]:
 
 
 def _evaluated(state: TrainingState, store: Store, hooks: Hooks) -> Evaluation:
-    with state.averaged_weights():
+    with state.window.paused(), state.averaged_weights():
         result = evaluate(
             state.model,
             store,

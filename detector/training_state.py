@@ -23,14 +23,15 @@ from detector.data.store import Store
 from detector.errors import InputError
 from detector.model import Detector, build_model
 from detector.outputs import HeadOutputs
-from detector.schedule import build_optimizer, learning_rate, set_rate
+from detector.schedule import build_optimizer, lay_out_state, learning_rate, set_rate
 from detector.window import Window
 
 
 class TrainingState:
     """What changes while training: network, optimiser, average, step. Saved and restored whole."""
 
-    def __init__(self, config: TrainingConfig, store: Store, device: torch.device) -> None:
+    def __init__(self, config: TrainingConfig, store: Store, device: torch.device, *, pretrained: bool = True) -> None:
+        """``pretrained=False`` leaves the initial weights random; the rest is as with those that ``config`` names."""
         self.config, self.device, self.step = config, device, 0
         self.model: Detector = build_model(
             config.model,
@@ -39,6 +40,7 @@ class TrainingState:
             long_side=config.data.long_side,
             resize=config.data.resize,
             seed=config.seed,
+            pretrained=pretrained,
         ).to(device)
         self.model.train()
         self.optimizer = build_optimizer(config.schedule, self.model.network)
@@ -51,6 +53,8 @@ class TrainingState:
         """The network of this process, as it is trained."""
         self.network = self.local
         """The same, in step with those of the other processes."""
+        largest_share = -(-config.schedule.batch_size // distributed.world_size())
+        self._accumulates = (config.resources.micro_batch_size or largest_share) < largest_share
         if distributed.world_size() > 1:
             self.network = DistributedDataParallel(
                 self.local,
@@ -69,8 +73,9 @@ class TrainingState:
         progress = self.step / self.config.schedule.max_iterations
         micro_batches = [batch.to(self.device) for batch in micro_batches]
         totals = None
-        if len(micro_batches) > 1:
-            # The normalisers of the whole batch are needed before the first backward pass.
+        if self._accumulates or len(micro_batches) > 1:
+            # The normalisers of the whole batch are needed before the first backward pass. Where one process takes
+            # several micro-batches all come here: their collectives, DDP's among them, must be in the same order.
             with torch.no_grad():
                 parts = [self._targets(self.forward(batch), batch, progress).totals for batch in micro_batches]
             totals = _global(sum(parts[1:], parts[0]))
@@ -182,6 +187,7 @@ class TrainingState:
         for group in state["optimizer"]["param_groups"]:
             group.update(fused=True, foreach=None)  # what earlier versions wrote had other ones
         self.optimizer.load_state_dict(state["optimizer"])
+        lay_out_state(self.optimizer)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["random"])

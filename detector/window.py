@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
@@ -29,10 +30,12 @@ class Window:
         self._pending: list[Tensor] = []
         self._images = 0
         self._waited = 0.0
+        self._paused = 0.0
         self._began = time.perf_counter()
 
     def waiting(self, batches: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
-        """Passes ``batches`` on and measures how long they kept the training waiting."""
+        """Passes ``batches`` on and measures how long they kept the training waiting. Time counts from the first on."""
+        self._began, self._paused = time.perf_counter(), 0.0
         while True:
             began = time.perf_counter()
             batch = next(batches, None)
@@ -40,6 +43,15 @@ class Window:
             if batch is None:
                 return
             yield batch
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside is no part of a step, such as an evaluation: its time counts for nothing."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - began
 
     def add(self, terms: dict[str, Tensor], *, images: int) -> None:
         """Adds one iteration."""
@@ -73,11 +85,12 @@ class Window:
         """Means over the settled iterations; starts the next window."""
         metrics = {key: sum(row[key] for row in self.rows) / len(self.rows) for key in self.rows[-1]}
         metrics["lr"] = self.rows[-1]["lr"]
-        elapsed = time.perf_counter() - self._began
+        elapsed = time.perf_counter() - self._began - self._paused
         metrics["images_per_second"] = self._images / elapsed
         metrics["data_wait"] = self._waited / elapsed
         metrics["memory_gb"] = _memory_gb(state.device)
-        self.rows, self._images, self._waited, self._began = [], 0, 0.0, time.perf_counter()
+        self.rows, self._images, self._waited, self._paused = [], 0, 0.0, 0.0
+        self._began = time.perf_counter()
         return metrics
 
 

@@ -62,7 +62,6 @@ def measure(plan: Plan, ledger: Ledger) -> dict[str, Measurement]:
 def _measured(row: PlannedRow, tell: Callable[[str], None]) -> Measurement:
     job = {
         "config": row.config.model_dump(mode="json"),
-        "pretrained": row.config.model.weights != "none" and not row.config.model.backbone.startswith("timm:"),
         "sample": sample(row),
         "memory_bytes": memory_of_a_worker(row.config.resources.cpus_per_worker),
     }

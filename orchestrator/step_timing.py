@@ -2,7 +2,8 @@
 
 JOB is JSON: the resolved configuration, the images to take, and what a worker has of this machine. Each stage is told
 on standard output, a line each; RESULT gets the ``Measurement``. One worker's share of the global batch is trained, as
-a training on several would; initial weights aren't fetched, since they don't change how long a step takes.
+a training on several would. Initial weights are neither fetched nor read, since they don't change how long a step
+takes: the network is built as for them, with what they freeze, from random ones.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Sample:
 
 def measure(job: dict[str, Any]) -> Measurement:
     """What ``job`` asks for. Raises what training raises, but for memory that isn't enough, which is a result."""
-    config = _without_downloads(TrainingConfig.model_validate(job["config"]))
+    config = _keeping_every_score(TrainingConfig.model_validate(job["config"]))
     on_gpu = config.resources.gpus_per_worker != 0 and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_num_threads(config.resources.cpus_per_worker)
@@ -121,9 +122,7 @@ def measure(job: dict[str, Any]) -> Measurement:
     said: dict[str, Any] = {"device": device.type, "hardware": device_name(device), "available_bytes": available}
     said |= {"real": bool(job["sample"]["real"])}
     _say("building the model")
-    state = TrainingState(config, sample, device)
-    if job["pretrained"]:
-        _freeze_as_pretrained(state)
+    state = TrainingState(config, sample, device, pretrained=False)
     _say("warming up")
     micro_batches: list[Batch] = []
     times: list[float] = []
@@ -175,20 +174,10 @@ def measure(job: dict[str, Any]) -> Measurement:
     )
 
 
-def _without_downloads(config: TrainingConfig) -> TrainingConfig:
-    """The same network from random weights. Every score is kept, so that an evaluation has all that it may have."""
+def _keeping_every_score(config: TrainingConfig) -> TrainingConfig:
+    """The same, with an evaluation that has all that it may have."""
     postprocess = config.model.postprocess.model_copy(update={"score_threshold": 0.0})
-    own = {} if config.model.backbone.startswith("timm:") else {"weights": "none"}
-    model = config.model.model_copy(update={**own, "init": None, "postprocess": postprocess})
-    return config.model_copy(update={"model": model})
-
-
-def _freeze_as_pretrained(state: TrainingState) -> None:
-    """As ``ResNetBackbone`` does with pretrained weights: the stem and the first stage take no gradient."""
-    for name in ("conv1", "bn1", "layer1"):
-        part = getattr(state.model.network.backbone, name, None)
-        if part is not None:
-            part.requires_grad_(False)
+    return config.model_copy(update={"model": config.model.model_copy(update={"postprocess": postprocess})})
 
 
 def _batches(config: TrainingConfig, sample: Any) -> Any:

@@ -57,7 +57,7 @@ def first_gradients(config, store):
     return {key: distributed.all_sum(value).item() for key, value in losses.items()}, kept
 
 
-def ten_steps(config, uri, folder):
+def all_steps(config, uri, folder):
     store = open_store(uri)
     journal = Journal()
     if distributed.rank() == 0:
@@ -77,10 +77,10 @@ def test_workers_and_micro_batches_change_nothing(generated, tmp_path, head):
         update={"model": base.model.model_copy(update={"head": base.model.head.model_copy(update=head)})}
     )
     micro = base.model_copy(update={"resources": base.resources.model_copy(update={"micro_batch_size": 2})})
-    losses, gradients, curve = ten_steps(base, store.uri, tmp_path / "one")
+    losses, gradients, curve = all_steps(base, store.uri, tmp_path / "one")
     others = {
-        "two micro-batches": [ten_steps(micro, store.uri, tmp_path / "micro")],
-        "two workers": run(ten_steps, 2, tmp_path / "two", base, store.uri, tmp_path / "two" / "train"),
+        "two micro-batches": [all_steps(micro, store.uri, tmp_path / "micro")],
+        "two workers": run(all_steps, 2, tmp_path / "two", base, store.uri, tmp_path / "two" / "train"),
     }
     assert len(curve) == 10
     for name, results in others.items():
@@ -89,6 +89,21 @@ def test_workers_and_micro_batches_change_nothing(generated, tmp_path, head):
         for key, expected in gradients.items():
             difference = (results[-1][1][key] - expected).norm() / expected.norm().clamp(min=1e-8)
             assert difference < 1e-4, (name, key)
+
+
+def test_workers_of_unequal_numbers_of_micro_batches_change_nothing(generated, tmp_path):
+    """One image in one micro-batch, and two in two: collectives in another order would wait for each other forever."""
+    schedule = {"iterations": 4, "batch_size": 3, "recipe_batch_size": 3}
+    uri = generated[0].uri
+    losses, gradients, curve = all_steps(small_config(schedule=schedule), uri, tmp_path / "one")
+    split = small_config(schedule=schedule, resources={"micro_batch_size": 1})
+    for result in run(all_steps, 2, tmp_path / "two", split, uri, tmp_path / "two" / "train"):
+        assert result[0] == pytest.approx(losses, rel=1e-4)
+        for key, expected in gradients.items():
+            assert (result[1][key] - expected).norm() / expected.norm().clamp(min=1e-8) < 1e-4, key
+        if result[2]:  # told by rank 0 alone
+            assert result[2] == pytest.approx(curve, rel=1e-4)
+    assert len(curve) == 4
 
 
 def train_with_empty_images(config, uri, folder):

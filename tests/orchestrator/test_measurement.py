@@ -68,6 +68,30 @@ def test_two_rows_of_one_workload_are_timed_once_and_a_failure_ends_nothing(
     assert len(list((storage / "measurements").glob("*.json"))) == 1, "a failure isn't remembered"
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        ("model.weights=imagenet", "model.norm=frozen_bn"),
+        ("model.weights=imagenet", "model.norm=frozen_bn", "model.backbone=timm:resnet18.a1_in1k"),
+        ("model.init=mmdet:atss_r50_fpn_1x_coco", "model.weights=auto", "model.backbone=r50"),
+    ],
+)
+def test_pretrained_weights_are_not_fetched_to_time_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: tuple[str, ...]
+) -> None:
+    if "timm" in weights[-1]:
+        pytest.importorskip("timm")
+    for variable in ("TORCH_HOME", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (row,) = plan_of(tmp_path, "name: a\ntitle: b\nbase: small\nrows: [{name: one}]\n", set=weights).rows
+    assert row.config.model.norm == "frozen_bn"
+    found = measurement._measured(row, lambda text: None)
+    assert found.error is None
+    assert found.step_s is not None
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".pth", ".safetensors")]
+
+
 def test_where_memory_is_too_small_the_largest_batch_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = plan_of(tmp_path, "name: a\ntitle: b\nbase: small\nrows: [{name: big}]\n").rows
     config = row.config.model_copy(
