@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -256,6 +257,24 @@ def test_elsewhere_the_heartbeat_decides(tmp_path):
     os.utime(tmp_path / "lease.json", (0, time.time() - 2 * lease.STALE_S))
     with lease.Lease(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("more", [{"boot": "another"}, {}], ids=["another boot", "a lease of the former format"])
+def test_a_namesake_of_this_host_is_another_host(tmp_path, more):
+    there = {
+        "number": 3,
+        "host": socket.gethostname(),
+        "pid": 2**22 + 1,
+        "heartbeat": time.time(),
+        "process_started": 0,
+    }
+    write_json(tmp_path / "lease.json", there | {"namespace": os.readlink("/proc/self/ns/pid")} | more)
+    assert lease.held(tmp_path)
+    with pytest.raises(lease.SweepHeldError, match="process 4194305 on "):
+        lease.Lease(tmp_path).__enter__()
+    os.utime(tmp_path / "lease.json", (0, time.time() - 2 * lease.STALE_S))
+    with lease.Lease(tmp_path) as held:
+        assert held.fence.number == 4
 
 
 HOLD = """
