@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from detector.data.store import locate
+from detector.durable import sync, sync_tree
 from detector.errors import InputError, UnreachableError
 
 MANIFEST = "manifest.json"
@@ -210,9 +211,9 @@ class CheckpointStore:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.move(source, partial)
-            _sync(partial)
+            sync_tree(partial)
             os.rename(partial, target)
-            _sync_folder(folder)
+            sync(folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -273,19 +274,6 @@ def _described(name: str, step: int, manifest: dict[str, Any]) -> Kept:
 
 def _own_digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    for path in [folder, *folder.rglob("*")]:
-        _sync_folder(path)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: Exception) -> str:

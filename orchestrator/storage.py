@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from detector.durable import sync, sync_tree
 from detector.errors import InputError, UnreachableError
 from orchestrator import journal
 from orchestrator.files import locked, read_json, write_json
@@ -161,19 +162,28 @@ class Folder:
         return sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
 
     def put(self, source: Path, key: str) -> None:
-        """By a copy beside it, then a rename."""
+        """By a copy beside it that the disk has, then a rename; what was there goes last."""
         target = self.root / key
         if not source.exists() or source == target:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-        if source.is_dir():
-            shutil.copytree(source, temporary)
-        else:
-            shutil.copy2(source, temporary)
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
+        replaced = temporary.with_suffix(".replaced")
+        try:
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, temporary)
+            sync_tree(temporary)
+            if target.is_dir():
+                os.rename(target, replaced)
+            os.replace(temporary, target)
+            sync(target.parent)
+        finally:
+            if replaced.exists() and not target.exists():
+                os.rename(replaced, target)
+            for left in (temporary, replaced):
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
 
     def shared(self, key: str) -> Path:
         """The folder."""
