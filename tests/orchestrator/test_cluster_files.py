@@ -62,6 +62,24 @@ def test_the_cloud_file_fits_rays_schema() -> None:
     assert "--dashboard-host=127.0.0.1" in document["head_start_ray_commands"][1]
 
 
+def test_every_storage_belongs_to_the_user_of_the_image() -> None:
+    dockerfile = (CLUSTER / "docker" / "Dockerfile").read_text()
+    base = dockerfile[dockerfile.index(" AS base") : dockerfile.index(" AS cpu")]
+    assert "useradd --create-home --uid 1000 --user-group ray" in base
+    assert "mkdir /storage /cache && chown ray:ray /storage /cache" in base
+    for spec in cluster_specs():
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            context = group["template"]["spec"]["securityContext"]
+            assert (context["runAsUser"], context["fsGroup"]) == (1000, 1000)
+    (cloud,) = documents("aws.yaml")
+    commands = cloud["initialization_commands"]
+    assert "mount -t nfs4" in commands[-2]
+    assert commands[-1].endswith("chown 1000:1000 /shared/detsweep")
+    assert "--storage /shared/detsweep " in (CLUSTER / "aws.yaml").read_text()
+    # Volumes are mounted where the image has folders of its user's.
+    assert "storage:/storage" in documents("compose.yaml")[0]["services"]["head"]["volumes"]
+
+
 def test_a_resubmitted_job_resumes_within_bounds() -> None:
     (job,) = documents("kuberay/rayjob.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
