@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, Update
 
 Looks = list[tuple[int, ...]]
 """Seeds of each look, in the order of the looks."""
@@ -22,7 +22,7 @@ def read(place: Storage, key: str) -> Looks:
     return _known(place.read(_document(key)))
 
 
-def remember(place: Storage, key: str, seeds: Sequence[int]) -> None:
+def remember(update: Update, key: str, seeds: Sequence[int]) -> None:
     """Adds a look at ``seeds``, if it is a new one."""
     look = tuple(sorted(seeds))
 
@@ -32,7 +32,7 @@ def remember(place: Storage, key: str, seeds: Sequence[int]) -> None:
         kept = found["looks"] if found else []
         return {"looks": [*kept, {"seeds": list(look), "time": time.time()}]}
 
-    place.update(_document(key), change)
+    update(_document(key), change)
 
 
 def before(looks: Looks, seeds: Sequence[int]) -> Looks:

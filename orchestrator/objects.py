@@ -90,6 +90,12 @@ class ObjectStore:
             time.sleep(random.uniform(0.01, 0.05) * (attempt + 1))
         raise UnreachableError(f"{self.address}/{key} was changed by others {TRIES} times in a row; run it again")
 
+    @contextlib.contextmanager
+    def guarded(self, key: str, check: Callable[[Any | None], None]) -> Iterator[None]:
+        """Without a lock: asked right before."""
+        check(self.read(key))
+        yield
+
     def age(self, key: str) -> float | None:
         """By the store's own clock, which dates its answers, too."""
         try:

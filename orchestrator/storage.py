@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,8 @@ from orchestrator.files import locked, read_json, write_json
 
 Change = Callable[[Any | None], Any | None]
 """From what is there (None: nothing) to what shall be (None: the same). Raises to refuse; may be called again."""
+Update = Callable[[str, Change], None]
+"""Replaces the document with a key: ``Storage.update``, or the ledger's, which asks first who may."""
 SCHEMES = ("s3",)
 
 
@@ -48,6 +50,9 @@ class Storage(Protocol):
 
     def update(self, key: str, change: Change) -> None:
         """Replaces the document by what ``change`` makes of it, alone against all other writers."""
+
+    def guarded(self, key: str, check: Callable[[Any | None], None]) -> contextlib.AbstractContextManager[None]:
+        """A context that the document doesn't change in, unless ``check`` refuses it by raising."""
 
     def age(self, key: str) -> float | None:
         """Seconds since the document was written, by the storage's own clock; None if there is none."""
@@ -141,6 +146,14 @@ class Folder:
             if new is not None:
                 write_json(path, new)
 
+    @contextlib.contextmanager
+    def guarded(self, key: str, check: Callable[[Any | None], None]) -> Iterator[None]:
+        """Under the document's lock."""
+        path = self.root / key
+        with locked(_lock(path)):
+            check(read_json(path))
+            yield
+
     def age(self, key: str) -> float | None:
         """By the times of files, which a file server stamps."""
         path = self.root / key
@@ -201,8 +214,7 @@ class Folder:
 
     def append(self, key: str, lines: bytes, *, guard: str, check: Callable[[Any | None], None], durable: bool) -> None:
         """Under the guard's lock: whoever is refused has added nothing after another was let in."""
-        with locked(_lock(self.root / guard)):
-            check(read_json(self.root / guard))
+        with self.guarded(guard, check):
             journal.write(self.root / key, lines, durable=durable)
 
     def cut(self, key: str, step: int, attempt: int) -> None:
