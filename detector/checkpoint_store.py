@@ -16,6 +16,8 @@ import logging
 import os
 import re
 import shutil
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from detector.data.store import locate
+from detector.durable import sync, sync_tree
 from detector.errors import InputError, UnreachableError
 
 MANIFEST = "manifest.json"
@@ -50,10 +53,18 @@ class Kept:
 
 
 class CheckpointStore:
-    """The checkpoints in ``folder``, called PREFIX and the step."""
+    """The checkpoints in ``folder``, called PREFIX and the step.
 
-    def __init__(self, folder: str | Path, prefix: str = "checkpoint_") -> None:
-        self.folder, self.prefix = str(folder).rstrip("/"), prefix
+    ``writing`` is entered before one appears or goes, and raises where another process has the training by now.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        prefix: str = "checkpoint_",
+        writing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self.folder, self.prefix, self._writing = str(folder).rstrip("/"), prefix, writing
         self._filesystem, self._path = locate(self.folder)
         self._local = isinstance(self._filesystem, pafs.LocalFileSystem)
 
@@ -61,6 +72,7 @@ class CheckpointStore:
         """Takes over the files of ``source``, which has a manifest, and removes what is no longer to be kept.
 
         Returns the checkpoint's name. Raises UnreachableError if it can't be written; those before it are intact then.
+        Raises what ``writing`` raises.
         """
         try:
             # One that is there keeps its name, so that at no time there is less than before.
@@ -73,7 +85,7 @@ class CheckpointStore:
                 f"the checkpoint of step {step} can't be written to {self.folder} ({_reason(error)}); "
                 f"{self._before(step)}: make room or give write permission, and run the same command again"
             ) from error
-        with contextlib.suppress(OSError, pa.ArrowException):  # the next one tries again
+        with contextlib.suppress(OSError, pa.ArrowException, UnreachableError):  # the next one tries again
             self.prune()
         return name
 
@@ -116,12 +128,18 @@ class CheckpointStore:
         rated = [one for one in whole if one.ap is not None]
         kept = {one.name for one in whole[-NEWEST:]}
         kept |= {max(rated, key=lambda one: (one.ap, one.step)).name} if rated else set()
-        for one in listed:
-            if one.name not in kept and whole and one.step <= whole[-1].step:
-                self._remove(one.name)
-        if self._local:
-            for leftover in Path(self._path).glob(f".{self.prefix}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+        gone = [one.name for one in listed if one.name not in kept and whole and one.step <= whole[-1].step]
+        with self._writing():
+            if not self._local:
+                self._delete(gone)
+                return
+            for name in gone:
+                # Under its own name it is whole to the end.
+                os.replace(Path(self._path) / name, Path(self._path) / _hidden(name))
+            # Whoever else left something here has the training no more.
+            hidden = list(Path(self._path).glob(f".{self.prefix}*"))
+        for leftover in hidden:
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _listed(self) -> list[Kept]:
         """All that are there, oldest first; those of the former format come first, in the order of their names."""
@@ -205,14 +223,14 @@ class CheckpointStore:
     def _take(self, source: Path, name: str) -> None:
         """Moves ``source`` beside the others under a hidden name, waits for the disk, then gives it its own."""
         folder = Path(self._path)
-        partial, target = folder / f".{name}.{os.getpid()}", folder / name
+        partial, target = folder / _hidden(name), folder / name
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.rmtree(partial, ignore_errors=True)
             shutil.move(source, partial)
-            _sync(partial)
-            os.rename(partial, target)
-            _sync_folder(folder)
+            sync_tree(partial)
+            with self._writing():
+                os.rename(partial, target)
+            sync(folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -221,24 +239,26 @@ class CheckpointStore:
         """File by file, the manifest last."""
         target = f"{self._path}/{name}"
         files = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
-        for file in [*(one for one in files if one != MANIFEST), MANIFEST]:
-            self._filesystem.create_dir(os.path.dirname(f"{target}/{file}"), recursive=True)
-            pafs.copy_files(
-                str(source / file), f"{target}/{file}", source_filesystem=pafs.LocalFileSystem(),
-                destination_filesystem=self._filesystem,
-            )  # fmt: skip
+        order = [*(one for one in files if one != MANIFEST), MANIFEST]
+        for file in order:
+            with self._writing() if file in (order[0], MANIFEST) else contextlib.nullcontext():
+                self._filesystem.create_dir(os.path.dirname(f"{target}/{file}"), recursive=True)
+                pafs.copy_files(
+                    str(source / file), f"{target}/{file}", source_filesystem=pafs.LocalFileSystem(),
+                    destination_filesystem=self._filesystem,
+                )  # fmt: skip
         shutil.rmtree(source, ignore_errors=True)
 
-    def _remove(self, name: str) -> None:
-        if self._local:
-            # Under its own name it is whole to the end.
-            hidden = Path(self._path) / f".{name}.removed.{os.getpid()}"
-            os.replace(Path(self._path) / name, hidden)
-            shutil.rmtree(hidden, ignore_errors=True)
-            return
-        with contextlib.suppress(FileNotFoundError):
-            self._filesystem.delete_file(f"{self._path}/{name}/{MANIFEST}")
-        self._filesystem.delete_dir(f"{self._path}/{name}")
+    def _delete(self, names: list[str]) -> None:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                self._filesystem.delete_file(f"{self._path}/{name}/{MANIFEST}")
+            self._filesystem.delete_dir(f"{self._path}/{name}")
+
+
+def _hidden(name: str) -> str:
+    """What a folder is called that isn't there yet, or no longer; nodes of one storage have the same process ids."""
+    return f".{name}.{uuid.uuid4().hex[:8]}"
 
 
 def write_manifest(folder: Path, step: int, ap: float | None) -> None:
@@ -273,19 +293,6 @@ def _described(name: str, step: int, manifest: dict[str, Any]) -> Kept:
 
 def _own_digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    for path in [folder, *folder.rglob("*")]:
-        _sync_folder(path)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: Exception) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import shutil
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,21 @@ class Checksum:
         return self.of(file) == self.value
 
 
+def request(url: str) -> urllib.request.Request:
+    """Asks for ``url``. A user and a password in it go into a header: urllib would take them for a part of the host.
+
+    ``full_url`` of what is returned lacks them, and is what messages may show.
+    """
+    parts = urllib.parse.urlsplit(url)
+    login, _, host = parts.netloc.rpartition("@")
+    asked = urllib.request.Request(parts._replace(netloc=host).geturl())
+    if login:
+        user, _, password = (urllib.parse.unquote(part) for part in login.partition(":"))
+        coded = base64.b64encode(f"{user}:{password}".encode()).decode()
+        asked.add_unredirected_header("Authorization", f"Basic {coded}")
+    return asked
+
+
 def fetch(
     url: str,
     file: Path,
@@ -70,8 +87,9 @@ def fetch(
         actual = checksum.of(part)
         part.unlink()
         tag.unlink(missing_ok=True)
+        shown = request(url).full_url
         raise InputError(
-            f"{url} came with {checksum.title} {actual} instead of {checksum.value} and was deleted; run the command "
+            f"{shown} came with {checksum.title} {actual} instead of {checksum.value} and was deleted; run the command "
             "again" + (f", or name another {option}" if option else f", or put the right one at {file} yourself")
         )
     part.rename(file)
@@ -80,7 +98,7 @@ def fetch(
 
 def _receive_all(url: str, part: Path, tag: Path, option: str | None, attempts: int, pause_s: float) -> None:
     """Downloads ``url`` into ``part``, by as many connections as it takes, and says when one broke."""
-    failures = 0
+    failures, shown = 0, request(url).full_url
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
@@ -91,7 +109,7 @@ def _receive_all(url: str, part: Path, tag: Path, option: str | None, attempts: 
             reason = f"the server answers {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):
                 raise UnreachableError(
-                    f"{url} can't be had: {reason}; {f'check {option}, or ' if option else ''}put {part.stem} into "
+                    f"{shown} can't be had: {reason}; {f'check {option}, or ' if option else ''}put {part.stem} into "
                     f"{part.parent} yourself"
                 ) from error
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
@@ -101,24 +119,24 @@ def _receive_all(url: str, part: Path, tag: Path, option: str | None, attempts: 
         failures = 1 if have > before else failures + 1
         if failures >= attempts:
             raise UnreachableError(
-                f"{url} can't be had: {reason}; check the network and run the same command again"
+                f"{shown} can't be had: {reason}; check the network and run the same command again"
                 + (f", it goes on from {have} bytes" if have else "")
             )
         pause = pause_s * 2 ** (failures - 1)
-        print(f"{url}: {reason}; trying again in {pause:g} s (try {failures + 1} of {attempts})", file=sys.stderr)
+        print(f"{shown}: {reason}; trying again in {pause:g} s (try {failures + 1} of {attempts})", file=sys.stderr)
         time.sleep(pause)
 
 
 def _receive(url: str, part: Path, tag: Path) -> bool:
     """One connection; whether ``part`` is whole after it."""
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url)
+    asked = request(url)
     if have:
-        request.add_header("Range", f"bytes={have}-")
+        asked.add_header("Range", f"bytes={have}-")
         if tag.exists():  # another version of the file is sent from its start instead
-            request.add_header("If-Range", tag.read_text())
+            asked.add_header("If-Range", tag.read_text())
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+        response = urllib.request.urlopen(asked, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise

@@ -86,14 +86,8 @@ def is_cancelled(ledger: Ledger, identity: str) -> bool:
 
 def end_gracefully(ledger: Ledger, identities: Iterable[str], trials: threading.Thread | None) -> None:
     """Asks trainings to save a checkpoint and end, and waits for ``trials``, but not for long."""
-
-    def stopping(status: dict[str, Any] | None) -> dict[str, Any] | None:
-        if status is None or status["state"] not in ("pending", "running"):
-            return None
-        return {**status, "stopping": time.time()}
-
     for identity in identities:
-        ledger.place.update(_key(identity), stopping)
+        ledger.stop(identity)
     if trials is not None:
         trials.join(timeout=LOOK_S + GRACE_S)
 

@@ -99,7 +99,7 @@ def accept(ledger: Ledger, identity: str, other: OtherCode, *, sweep: str, row: 
     """Writes down that the training ``other`` stands for ``identity``, which it was not made by."""
     step = ledger.record(other.identity).step
     entry = {"training": other.identity, "sweep": sweep, "row": row, "step": step, "files": list(other.files)}
-    ledger.place.update(
+    ledger.update(
         _accepted(identity),
         lambda found: None if found and found.get("training") == other.identity else {**entry, "accepted": time.time()},
     )
@@ -107,7 +107,7 @@ def accept(ledger: Ledger, identity: str, other: OtherCode, *, sweep: str, row: 
 
 def forget_accepted(ledger: Ledger, identity: str) -> None:
     """The present code's own training stands for ``identity`` from now on."""
-    ledger.place.update(_accepted(identity), lambda found: {} if found else None)
+    ledger.update(_accepted(identity), lambda found: {} if found else None)
 
 
 def remember_rows(ledger: Ledger, key: str, rows: Iterable[tuple[str, int, str]]) -> None:
@@ -119,7 +119,7 @@ def remember_rows(ledger: Ledger, key: str, rows: Iterable[tuple[str, int, str]]
             known.setdefault(row, {})[str(seed)] = identity
         return known
 
-    ledger.place.update(f"sweeps/{key}/rows.json", change)
+    ledger.update(f"sweeps/{key}/rows.json", change)
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:

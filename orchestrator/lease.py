@@ -86,6 +86,7 @@ class Lease:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "namespace": _namespace(),
+            "boot": _boot(),
             "process_started": _process_started(os.getpid()),
             "started": now,
             "heartbeat": now,
@@ -174,7 +175,7 @@ def _refusal(holder: dict[str, Any], storage: Storage, folder: str) -> str:
 
 
 def _alive(holder: dict[str, Any], storage: Storage, folder: str) -> bool:
-    if holder["host"] == socket.gethostname() and holder.get("namespace") == _namespace():
+    if (holder["host"], holder.get("namespace"), holder.get("boot")) == (socket.gethostname(), _namespace(), _boot()):
         # A process id is used again after a restart: the time when the process began tells the two apart.
         started = _process_started(holder["pid"])
         there = started is not None and abs(started - (holder.get("process_started") or started)) < 2.0
@@ -188,6 +189,14 @@ def _namespace() -> str | None:
     """Containers of one host may share its name, but not its process ids."""
     try:
         return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def _boot() -> str | None:
+    """Machines may share a name, such as "localhost", and outside of containers all have the same namespace."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
 

@@ -15,6 +15,7 @@ Nothing heavy is imported.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.errors import InputError, UnreachableError
-from orchestrator import curves, journal, lease
+from orchestrator import curves, journal
 from orchestrator.beside import BesideTrainings
 from orchestrator.lease import Fence, LeaseLostError
 from orchestrator.record import (
@@ -70,32 +71,6 @@ class Ledger(BesideTrainings):
     def training(self, identity: str) -> Path:
         """Folder of a training."""
         return self.storage / "trainings" / identity
-
-    def sweep(self, key: str) -> Path:
-        """Folder of a sweep."""
-        return self.storage / "sweeps" / key
-
-    def prepare(self) -> None:
-        """Makes the folders. Raises ``UnreachableError`` if the storage can't be written."""
-        self.place.prepare()
-
-    def fetched(self, path: Path) -> Path:
-        """``path``, a file or folder that a record names, once it is on this node."""
-        return self.place.fetch(path.relative_to(self.storage).as_posix())
-
-    def publish(self, paths: Iterable[Path]) -> None:
-        """Puts files that were written below ``storage`` on this node into the storage."""
-        for path in paths:
-            self.place.put(path, path.relative_to(self.storage).as_posix())
-
-    def held(self, key: str) -> bool:
-        """Whether a live driver runs the sweep ``key``."""
-        return lease.held(self.place, key)
-
-    def check(self) -> None:
-        """Raises ``LeaseLostError`` if another driver has taken over since the fence was given."""
-        if self.fence is not None:
-            lease.check_fence(self.place, self.fence)
 
     # Reading
 
@@ -158,7 +133,6 @@ class Ledger(BesideTrainings):
         Nor where the user has cancelled it. What had failed or was cut short is pending then. ``basis``: what the
         identity is a hash of, kept with a training that is new.
         """
-        self.check()
         if self._status(identity) is None:
             self._write(identity, "config.json", config)
             if basis is not None:
@@ -185,7 +159,7 @@ class Ledger(BesideTrainings):
             status["evaluations"] = finished_evaluations(status)
             return status
 
-        self.place.update(self._key(identity), lambda found: change(self._checked(identity, found)))
+        self.update(self._key(identity), lambda found: change(self._checked(identity, found)))
         return mine
 
     def started(self, identity: str, *, node: str, from_step: int, hardware: dict[str, Any], **more: Any) -> None:
@@ -209,16 +183,15 @@ class Ledger(BesideTrainings):
 
     def append(self, identity: str, *lines: bytes, durable: bool = False) -> None:
         """Adds :mod:`orchestrator.journal`'s lines; refused once another attempt has begun."""
-
-        def check(found: Any | None) -> None:
-            status = self._checked(identity, found)
-            if status is None or len(status["attempts"]) != self._attempts.get(identity, len(status["attempts"])):
-                raise LeaseLostError(f"another attempt at the training {identity} has begun; this one writes no more")
-            self._refuse_stale(status)
-            self.check()
-
-        key = self._journal_key(identity)
+        key, check = self._journal_key(identity), self._refuse_replaced(identity)
         self.place.append(key, b"".join(lines), guard=self._key(identity), check=check, durable=durable)
+
+    def writing(self, identity: str) -> contextlib.AbstractContextManager[None]:
+        """Inside, files of the training may change: no later attempt or driver begins before it is left.
+
+        (In an object store one may: that is asked right before.) Refused once one has begun.
+        """
+        return self.place.guarded(self._key(identity), self._refuse_replaced(identity))
 
     def flush(self, identity: str) -> None:
         """Makes sure that the storage has what was appended: a checkpoint must not be ahead of it."""
@@ -229,7 +202,9 @@ class Ledger(BesideTrainings):
         not decided here.
         """
 
-        def change(status: Status) -> Status:
+        def change(status: Status) -> Status | None:
+            if self._is_replaced(status):
+                return None  # the running one is another's
             end_attempts(status, outcome, error=error, step=step)
             return status
 
@@ -259,6 +234,15 @@ class Ledger(BesideTrainings):
             end_attempts(status, "failed", error=error)
             status.update(state="failed", error=sentence, finished=time.time(), holder=None)
             return status
+
+        self._change(identity, change, given_back="leave")
+
+    def stop(self, identity: str, **why: Any) -> None:
+        """Asks whoever trains to save a checkpoint and end; ``why`` is kept with the training."""
+
+        def change(status: Status) -> Status | None:
+            going_on = status["state"] in ("pending", "running")
+            return {**status, "stopping": time.time(), **why} if going_on else None
 
         self._change(identity, change, given_back="leave")
 
@@ -347,7 +331,7 @@ class Ledger(BesideTrainings):
         return self.place.follow(self._journal_key(identity), begun)
 
     def _write(self, identity: str, name: str, document: dict[str, Any]) -> None:
-        self.place.update(f"trainings/{identity}/{name}", lambda found: document)
+        self.update(f"trainings/{identity}/{name}", lambda found: document)
 
     def _change(self, identity: str, change: Callable[[Status], Status | None], *, given_back: str = "refuse") -> None:
         """Changes what is known of ``identity``.
@@ -367,12 +351,27 @@ class Ledger(BesideTrainings):
                 raise
             return change(status)
 
-        self.check()
-        self.place.update(self._key(identity), apply)
+        self.update(self._key(identity), apply)
 
     def _may_write(self, identity: str) -> None:
         """Raises ``LeaseLostError`` before anything large is written in vain."""
         self._change(identity, lambda status: None)
+
+    def _refuse_replaced(self, identity: str) -> Callable[[Any | None], None]:
+        """Raises ``LeaseLostError`` for a status by which another attempt or driver is at it."""
+
+        def check(found: Any | None) -> None:
+            status = self._checked(identity, found)
+            if status is None or self._is_replaced(status):
+                raise LeaseLostError(f"another attempt at the training {identity} has begun; this one writes no more")
+            self._refuse_stale(status)
+            self.check()
+
+        return check
+
+    def _is_replaced(self, status: Status) -> bool:
+        begun = len(status["attempts"])
+        return begun != self._attempts.get(status["identity"], begun)
 
     def _refuse_stale(self, status: Status) -> None:
         """Raises ``LeaseLostError`` unless the training is held under this ledger's fence, or under an earlier one."""

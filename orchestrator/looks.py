@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, Update
 
 Look = Mapping[str, tuple[int, ...]]
 """Seeds of each row, in ascending order."""
@@ -26,7 +26,7 @@ def read(place: Storage, key: str) -> Looks:
     return _known(place.read(_document(key)))
 
 
-def remember(place: Storage, key: str, look: Look) -> None:
+def remember(update: Update, key: str, look: Look) -> None:
     """Adds ``look``, if it is a new one."""
 
     def change(found: Any | None) -> dict[str, Any] | None:
@@ -36,7 +36,7 @@ def remember(place: Storage, key: str, look: Look) -> None:
         rows = {row: list(seeds) for row, seeds in look.items()}
         return {"looks": [*(found["looks"] if found else []), {"rows": rows, "time": time.time()}]}
 
-    place.update(_document(key), change)
+    update(_document(key), change)
 
 
 def seeds_of(look: Look, row: str) -> set[int]:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from detector.errors import InputError, UnreachableError
 from orchestrator import journal
@@ -55,7 +56,7 @@ class ObjectStore:
         self._writing: dict[str, _Segments] = {}
         self._turn = threading.RLock()
         """Checkpoints are kept, and journals flushed before, by another thread than the one that adds lines."""
-        self._merged: dict[str, tuple[list[int], list[str]]] = {}
+        self._merged: dict[str, tuple[list[int], list[tuple[str, str]]]] = {}
 
     def prepare(self) -> None:
         """Tries whether a write can be made to depend on what is there."""
@@ -88,6 +89,12 @@ class ObjectStore:
                 return
             time.sleep(random.uniform(0.01, 0.05) * (attempt + 1))
         raise UnreachableError(f"{self.address}/{key} was changed by others {TRIES} times in a row; run it again")
+
+    @contextlib.contextmanager
+    def guarded(self, key: str, check: Callable[[Any | None], None]) -> Iterator[None]:
+        """Without a lock: asked right before."""
+        check(self.read(key))
+        yield
 
     def age(self, key: str) -> float | None:
         """By the store's own clock, which dates its answers, too."""
@@ -188,25 +195,27 @@ class ObjectStore:
     def follow(self, key: str, attempts: list[int]) -> Path:
         """All segments, as far as they count, in one file."""
         path = self.root / key
-        names = self.names(_folder(key))
-        if (attempts, names) != self._merged.get(key) or not path.exists():
-            content = b"".join(self._counting(key, names, attempts))
+        start = f"{self._prefix}{_folder(key)}/"
+        segments = sorted((found["Key"][len(start) :], found["ETag"]) for found in self._listed(start))
+        if (attempts, segments) != self._merged.get(key) or not path.exists():
+            content = b"".join(self._counting(key, segments, attempts))
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
             temporary.write_bytes(content)
             os.replace(temporary, path)
-            self._merged[key] = (list(attempts), names)
+            self._merged[key] = (list(attempts), segments)
         return path
 
-    def _counting(self, key: str, names: list[str], attempts: list[int]) -> Iterator[bytes]:
-        for name in names:
+    def _counting(self, key: str, segments: list[tuple[str, str]], attempts: list[int]) -> Iterator[bytes]:
+        for name, version in segments:
             attempt = int(name.partition("-")[0])
             limit = min(attempts[attempt:], default=None)
-            yield journal.until(self._segment(f"{_folder(key)}/{name}"), limit)
+            yield journal.until(self._segment(f"{_folder(key)}/{name}", version), limit)
 
-    def _segment(self, key: str) -> bytes:
-        path = self.root / key
-        if not path.exists():  # a segment never changes
+    def _segment(self, key: str, version: str) -> bytes:
+        # A training that begins anew has segments of the same names.
+        path = self.root / f"{key}.{quote(version, safe='')}"
+        if not path.exists():
             self._download(self._prefix + key, path, time.time())
         return path.read_bytes()
 

@@ -6,6 +6,7 @@ What differs would otherwise fail at the first checkpoint, or not at all. Nothin
 from __future__ import annotations
 
 import hashlib
+import http.client
 import importlib.metadata
 import os
 import platform
@@ -13,7 +14,6 @@ import re
 import shutil
 import socket
 import time
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterable, Mapping
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detector.errors import UnreachableError
+from detector.transfer import request
 from orchestrator.storage import open_storage
 
 if TYPE_CHECKING:
@@ -142,9 +143,9 @@ def check_server(uri: str) -> str | None:
     if not uri.startswith(("http://", "https://")):
         return None
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/version", timeout=10) as answer:
+        with urllib.request.urlopen(request(f"{uri.rstrip('/')}/version"), timeout=10) as answer:
             version = answer.read(100).decode().strip()
-    except (OSError, ValueError, urllib.error.URLError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None  # behind a login, or away: who connects to it says that better
     if not re.fullmatch(r"\d+(\.\d+)+\S*", version):
         return None

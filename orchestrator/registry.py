@@ -68,7 +68,7 @@ def register(store: RunStore, plan: Plan, ledger: Ledger) -> bool:
         return False
     decided.pop("again", None)
     key = f"sweeps/{plan.key}/registered.json"
-    ledger.place.update(key, lambda _: decided)
+    ledger.update(key, lambda _: decided)
     ledger.place.fetch(key)
     return True
 

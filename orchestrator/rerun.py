@@ -48,7 +48,7 @@ class Rerun:
 
     def keep(self, ledger: Ledger) -> None:
         """Keeps what the run says in the sweep's folder."""
-        ledger.place.update(f"sweeps/{self.key}/rerun.json", lambda found: None if found == self.said else self.said)
+        ledger.update(f"sweeps/{self.key}/rerun.json", lambda found: None if found == self.said else self.said)
 
     def refuse_another(self, identity: str, basis: dict[str, Any]) -> None:
         """Raises InputError where a training with this ``identity`` and ``basis`` would not be that of the run."""

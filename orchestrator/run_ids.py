@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, Update
 
 
 def read(place: Storage, key: str) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def read(place: Storage, key: str) -> dict[str, Any]:
         return _known(None)
 
 
-def remember(place: Storage, key: str, run_id: str, row: str | None = None, seed: int | None = None) -> None:
+def remember(update: Update, key: str, run_id: str, row: str | None = None, seed: int | None = None) -> None:
     """Stores the parent's run id, or that of a row and seed."""
 
     def change(found: Any | None) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def remember(place: Storage, key: str, run_id: str, row: str | None = None, seed
             runs["rows"].setdefault(row, {})[str(seed)] = run_id
         return runs
 
-    place.update(_document(key), change)
+    update(_document(key), change)
 
 
 def _document(key: str) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from detector.errors import UnreachableError
 from detector.origins import without_secrets
 from orchestrator.files import locked
+from orchestrator.lease import LeaseLostError
 from orchestrator.ledger import Ledger
 from orchestrator.run_tags import sweep_tags
 
@@ -153,7 +154,7 @@ class RunStore:
             run = self.create(self.plan.key, tags | sweep_tags(self.plan))
         elif run.info.status != "RUNNING":
             self.client.update_run(run.info.run_id, status="RUNNING")
-        self.ledger.remember_run(self.plan.key, run.info.run_id)
+        self.remember(run)
         return run.info.run_id
 
     def create(self, name: str, tags: dict[str, str]) -> Run:
@@ -178,6 +179,21 @@ class RunStore:
                         self.client.delete_run(other.info.run_id)
             break
         return made
+
+    def remember(self, run: Run, row: str | None = None, seed: int = 0) -> None:
+        """Keeps that ``run`` is the sweep's own, or that of a row and seed.
+
+        Raises ``LeaseLostError`` where another driver has taken over; a run that it doesn't use goes to MLflow's trash.
+        """
+        try:
+            self.ledger.remember_run(self.plan.key, run.info.run_id, row, seed)
+        except LeaseLostError:
+            known = self.ledger.parent_run_id(self.plan.key)
+            if row is not None:
+                known = self.ledger.run_id(self.plan.key, row, seed)
+            if known is not None and known != run.info.run_id:
+                self.client.delete_run(run.info.run_id)
+            raise
 
     def search(self) -> Iterator[Run]:
         """The experiment's runs, the newest first."""

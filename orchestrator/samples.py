@@ -103,7 +103,7 @@ def forget(ledger: Ledger, sweep: str, search: str) -> None:
         former = known.pop(search)
         return {"searches": known | {f"{search}-until-{time.strftime('%Y%m%dT%H%M%S')}": former}}
 
-    ledger.place.update(_document(sweep), apply)
+    ledger.update(_document(sweep), apply)
 
 
 def accept_code(ledger: Ledger, sweep: str, search: str) -> None:
@@ -113,14 +113,8 @@ def accept_code(ledger: Ledger, sweep: str, search: str) -> None:
 
 def mark_stopped(ledger: Ledger, identity: str, *, sweep: str, by: str, step: int, metric: str, value: float) -> None:
     """Asks a training to save a checkpoint and end, and says why: it was stopped, which is no failure."""
-
-    def change(status: dict[str, Any] | None) -> dict[str, Any] | None:
-        if status is None or status["state"] not in ("pending", "running"):
-            return None
-        stopped = {"by": by, "step": step, "sweep": sweep, "metric": metric, "value": value, "time": time.time()}
-        return {**status, "stopping": time.time(), "stopped": stopped}
-
-    ledger.place.update(f"trainings/{identity}/status.json", change)
+    stopped = {"by": by, "step": step, "sweep": sweep, "metric": metric, "value": value, "time": time.time()}
+    ledger.stop(identity, stopped=stopped)
 
 
 def _change(ledger: Ledger, sweep: str, search: str, change: Any) -> None:
@@ -130,8 +124,7 @@ def _change(ledger: Ledger, sweep: str, search: str, change: Any) -> None:
         change(entry)
         return {"searches": known}
 
-    ledger.check()
-    ledger.place.update(_document(sweep), apply)
+    ledger.update(_document(sweep), apply)
 
 
 def _searches(found: Any | None) -> dict[str, Any]:

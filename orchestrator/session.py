@@ -84,9 +84,10 @@ def run_sweep(
             ledger.prepare()
             make_ready(plan, ledger, address, fresh=fresh)
             with Lease(ledger.place, plan.key) as lease:
-                remember_choices(plan, ledger)
+                fenced = Ledger(plan.place, lease.fence)
+                remember_choices(plan, fenced)
                 limits = Limits(max_concurrent, max_gpu_hours, wait_for_nodes_s)
-                return Pass(plan, Ledger(plan.place, lease.fence), listen, limits).run(address, fresh)
+                return Pass(plan, fenced, listen, limits).run(address, fresh)
         except UnreachableError as error:
             return SweepOutcome("unreachable", str(error), 4)
         except OSError as error:
@@ -345,6 +346,7 @@ class Pass:
 
         states = [state_of(row, self.ledger) for row in self.plan.rows]
         complete = all(state == "finished" for state in states)
+        self.ledger.check()  # a folder's report is written in its place
         self.ledger.publish(write_report(self.plan, self.ledger).values())
         notice = tracker.finish("FINISHED" if complete else "FAILED")
         if complete:

@@ -16,16 +16,19 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from detector.durable import sync, sync_tree
 from detector.errors import InputError, UnreachableError
 from orchestrator import journal
 from orchestrator.files import locked, read_json, write_json
 
 Change = Callable[[Any | None], Any | None]
 """From what is there (None: nothing) to what shall be (None: the same). Raises to refuse; may be called again."""
+Update = Callable[[str, Change], None]
+"""Replaces the document with a key: ``Storage.update``, or the ledger's, which asks first who may."""
 SCHEMES = ("s3",)
 
 
@@ -47,6 +50,9 @@ class Storage(Protocol):
 
     def update(self, key: str, change: Change) -> None:
         """Replaces the document by what ``change`` makes of it, alone against all other writers."""
+
+    def guarded(self, key: str, check: Callable[[Any | None], None]) -> contextlib.AbstractContextManager[None]:
+        """A context that the document doesn't change in, unless ``check`` refuses it by raising."""
 
     def age(self, key: str) -> float | None:
         """Seconds since the document was written, by the storage's own clock; None if there is none."""
@@ -140,6 +146,14 @@ class Folder:
             if new is not None:
                 write_json(path, new)
 
+    @contextlib.contextmanager
+    def guarded(self, key: str, check: Callable[[Any | None], None]) -> Iterator[None]:
+        """Under the document's lock."""
+        path = self.root / key
+        with locked(_lock(path)):
+            check(read_json(path))
+            yield
+
     def age(self, key: str) -> float | None:
         """By the times of files, which a file server stamps."""
         path = self.root / key
@@ -161,19 +175,28 @@ class Folder:
         return sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
 
     def put(self, source: Path, key: str) -> None:
-        """By a copy beside it, then a rename."""
+        """By a copy beside it that the disk has, then a rename; what was there goes last."""
         target = self.root / key
         if not source.exists() or source == target:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-        if source.is_dir():
-            shutil.copytree(source, temporary)
-        else:
-            shutil.copy2(source, temporary)
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
+        replaced = temporary.with_suffix(".replaced")
+        try:
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, temporary)
+            sync_tree(temporary)
+            if target.is_dir():
+                os.rename(target, replaced)
+            os.replace(temporary, target)
+            sync(target.parent)
+        finally:
+            if replaced.exists() and not target.exists():
+                os.rename(replaced, target)
+            for left in (temporary, replaced):
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
 
     def shared(self, key: str) -> Path:
         """The folder."""
@@ -191,8 +214,7 @@ class Folder:
 
     def append(self, key: str, lines: bytes, *, guard: str, check: Callable[[Any | None], None], durable: bool) -> None:
         """Under the guard's lock: whoever is refused has added nothing after another was let in."""
-        with locked(_lock(self.root / guard)):
-            check(read_json(self.root / guard))
+        with self.guarded(guard, check):
             journal.write(self.root / key, lines, durable=durable)
 
     def cut(self, key: str, step: int, attempt: int) -> None:

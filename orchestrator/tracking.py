@@ -140,6 +140,7 @@ class Tracker:
                     and registry.register(self.store, self._judged, self.ledger)
                 ):
                     self._rewrite_report()
+                self.ledger.check()
                 self.store.log_report()
                 self.store.drop_doubles()
                 self.client.update_run(self.store.parent, status=parent_status)
@@ -187,6 +188,7 @@ class Tracker:
 
     def _kill(self) -> None:
         with contextlib.suppress(Exception):
+            self.ledger.check()
             # The states first; what curves lack the next command adds.
             for run in self._runs:
                 if run.run_id is not None and run.status == "RUNNING":
@@ -220,6 +222,7 @@ class Tracker:
     def _brought(self, run: RowRun) -> bool:
         """As ``_push_row``; a file that can't be read keeps no other row waiting."""
         key = run.row.row, run.row.seed
+        self.ledger.check()
         try:
             done = self._push_row(run)
             self.unreadable.pop(key, None)
@@ -329,7 +332,7 @@ class Tracker:
             reused = self.ledger.reused_from(self.plan.key, row.row, row.seed, row.identity)
             found = self.store.create(name, tags | training | row_tags(self.plan, row, reused))
         run.run_id, run.status = found.info.run_id, found.info.status
-        self.ledger.remember_run(self.plan.key, found.info.run_id, row.row, row.seed)
+        self.store.remember(found, row.row, row.seed)
         known = found.data.params
         self.store.log_params(run.run_id, {key: value for key, value in params(row).items() if key not in known})
         if "complete" not in found.data.tags:

@@ -7,6 +7,7 @@ Ray Train when one is kept.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import platform
 import socket
@@ -62,7 +63,8 @@ class Assignment:
 
 def checkpoints(ledger: Ledger, identity: str) -> CheckpointStore:
     """The checkpoints of a training."""
-    return CheckpointStore(ledger.place.shared(f"trainings/{identity}"))
+    place = ledger.place.shared(f"trainings/{identity}")
+    return CheckpointStore(place, writing=functools.partial(ledger.writing, identity))
 
 
 def work(settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -103,6 +104,39 @@ def test_a_full_disk_is_said_and_what_was_there_is_intact(tmp_path, monkeypatch)
     with pytest.raises(UnreachableError, match=said):
         store.keep(source, 20)
     assert store.newest().step == 10
+
+
+class Replaced(Exception):
+    """What a store's owner raises for who has the training no more."""
+
+
+def test_who_has_the_training_no_more_keeps_and_removes_nothing(store, tmp_path):
+    """It finds that out at any of the times that it is asked: before it uploads, publishes, or prunes."""
+    asked, allowed = 0, 0
+
+    @contextlib.contextmanager
+    def writing():
+        nonlocal asked
+        asked += 1
+        if asked > allowed:
+            raise Replaced
+        yield
+
+    for step in (10, 20):
+        keep(store, tmp_path, step)
+    late = CheckpointStore(tmp_path / "store", writing=writing)
+    late._local = store._local
+    (tmp_path / "store" / ".checkpoint_00000030.moving").mkdir()
+    for allowed in range(1 if store._local else 2):
+        asked = 0
+        with pytest.raises(Replaced):
+            keep(late, tmp_path / str(allowed), 30)
+        assert store.newest().step == 20
+    allowed, asked = allowed + 1, 0
+    with pytest.raises(Replaced):
+        keep(late, tmp_path / "published", 30)
+    assert store.steps() == [10, 20, 30]
+    assert (tmp_path / "store" / ".checkpoint_00000030.moving").exists()
 
 
 def test_one_of_a_newer_version_is_refused_with_what_to_do(store, tmp_path):

@@ -62,6 +62,24 @@ def test_the_cloud_file_fits_rays_schema() -> None:
     assert "--dashboard-host=127.0.0.1" in document["head_start_ray_commands"][1]
 
 
+def test_every_storage_belongs_to_the_user_of_the_image() -> None:
+    dockerfile = (CLUSTER / "docker" / "Dockerfile").read_text()
+    base = dockerfile[dockerfile.index(" AS base") : dockerfile.index(" AS cpu")]
+    assert "useradd --create-home --uid 1000 --user-group ray" in base
+    assert "mkdir /storage /cache && chown ray:ray /storage /cache" in base
+    for spec in cluster_specs():
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            context = group["template"]["spec"]["securityContext"]
+            assert (context["runAsUser"], context["fsGroup"]) == (1000, 1000)
+    (cloud,) = documents("aws.yaml")
+    commands = cloud["initialization_commands"]
+    assert "mount -t nfs4" in commands[-2]
+    assert commands[-1].endswith("chown 1000:1000 /shared/detsweep")
+    assert "--storage /shared/detsweep " in (CLUSTER / "aws.yaml").read_text()
+    # Volumes are mounted where the image has folders of its user's.
+    assert "storage:/storage" in documents("compose.yaml")[0]["services"]["head"]["volumes"]
+
+
 def test_a_resubmitted_job_resumes_within_bounds() -> None:
     (job,) = documents("kuberay/rayjob.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
@@ -170,3 +188,34 @@ def test_the_size_is_checked_before_anything_is_sent(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "error: 11.0 MB of YAML and Python in" in done.stderr
     assert "the largest file is own.yaml" in done.stderr
+
+
+def test_a_local_cluster_starts_in_no_folder_with_files_of_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_local = script("start_local")
+    monkeypatch.setattr(start_local, "_ensure_token", lambda: None)
+    monkeypatch.setattr(start_local, "_launch", lambda *_: "127.0.0.9")
+    for name in ("nodes.json", "thesis.tex", "ray/mine"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    before = sorted(path.as_posix() for path in tmp_path.rglob("*"))
+    for words in (["start"], ["stop"]):
+        start_local.main([*words, "--folder", str(tmp_path)])
+        assert sorted(path.as_posix() for path in tmp_path.rglob("*")) == before
+    assert "holds files that are no cluster's; name a new or an empty folder by --folder" in capsys.readouterr().err
+    for allowed in (tmp_path / "new" / "one", tmp_path / "new" / "empty"):
+        if allowed.name == "empty":
+            allowed.mkdir()
+        assert start_local.main(["start", "--folder", str(allowed)]) == 0
+
+
+def test_a_local_cluster_clears_what_the_one_before_it_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_local = script("start_local")
+    monkeypatch.setattr(start_local, "_ensure_token", lambda: None)
+    monkeypatch.setattr(start_local, "_launch", lambda *_: "127.0.0.9")
+    for name in ("ray/session/log", "127.0.0.2.log", "127.0.0.3.log", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert start_local.main(["start", "--folder", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

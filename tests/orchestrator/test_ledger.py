@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -258,12 +259,42 @@ def test_elsewhere_the_heartbeat_decides(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("more", [{"boot": "another"}, {}], ids=["another boot", "a lease of the former format"])
+def test_a_namesake_of_this_host_is_another_host(tmp_path, more):
+    there = {
+        "number": 3,
+        "host": socket.gethostname(),
+        "pid": 2**22 + 1,
+        "heartbeat": time.time(),
+        "process_started": 0,
+    }
+    write_json(tmp_path / "lease.json", there | {"namespace": os.readlink("/proc/self/ns/pid")} | more)
+    assert lease.held(tmp_path)
+    with pytest.raises(lease.SweepHeldError, match="process 4194305 on "):
+        lease.Lease(tmp_path).__enter__()
+    os.utime(tmp_path / "lease.json", (0, time.time() - 2 * lease.STALE_S))
+    with lease.Lease(tmp_path) as held:
+        assert held.fence.number == 4
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
-from orchestrator import journal
+from orchestrator import history, journal, samples
+from orchestrator.cancellation import end_gracefully
 from orchestrator.lease import Lease, LeaseLostError
 from orchestrator.ledger import Ledger
+from orchestrator.worker import checkpoints
+
+def published():
+    mine.sweep("t").joinpath("report.md").write_text("old")
+    mine.publish([mine.sweep("t") / "report.md"])
+
+def saved(identity):
+    source = Path(sys.argv[1], "scratch", identity)
+    source.mkdir(parents=True)
+    source.joinpath("state.pt").write_text("old")
+    checkpoints(mine, identity).keep(source, 60)
 
 ledger = Ledger(sys.argv[1])
 with Lease(ledger.place, "t") as held:
@@ -283,13 +314,26 @@ with Lease(ledger.place, "t") as held:
         "aside": lambda: mine.set_aside("b"),
         "failed": lambda: mine.failed("b", "no"),
         "release": lambda: mine.release("b"),
+        "checkpoint": lambda: saved("a"),
+        "unclaimed checkpoint": lambda: saved("b"),
+        "prune": lambda: checkpoints(mine, "a").prune(),
+        "parent": lambda: mine.remember_run("t", "old"),
+        "run": lambda: mine.remember_run("t", "old", "a", 0),
+        "end": lambda: end_gracefully(mine, ["b"], None),
+        "stopped": lambda: samples.mark_stopped(mine, "a", sweep="t", by="asha", step=1, metric="AP", value=0.0),
+        "sample": lambda: samples.add_sample(mine, "t", "s", {}, "a"),
+        "forget": lambda: samples.forget(mine, "t", "s"),
+        "rows": lambda: history.remember_rows(mine, "t", [("a", 0, "b")]),
+        "accepted": lambda: history.forget_accepted(mine, "a"),
+        "look": lambda: mine.remember_look("t", [0]),
+        "report": published,
     }
     for name, write in writes.items():
         try:
             write()
-            print(name, "written")
+            print(name, "written", sep=": ")
         except LeaseLostError:
-            print(name, "refused")
+            print(name, "refused", sep=": ")
 """
 
 
@@ -316,14 +360,20 @@ def test_a_driver_that_was_stopped_and_replaced_writes_nothing_any_more(tmp_path
             new = Ledger(tmp_path, held.fence)
             assert claim(new, "a")
             new.started("a", node="new", from_step=40, hardware={})
+            new.remember_run("t", "new", "a", 0)
+            partial = tmp_path / "trainings" / "a" / ".checkpoint_00000050.moving"
+            partial.mkdir()
             before = [read_json(tmp_path / f"trainings/{name}/status.json") for name in "ab"]
             stopped.send_signal(signal.SIGCONT)
             output, _ = stopped.communicate("go on\n", timeout=60)
-            words = dict(line.split() for line in output.splitlines())
-            assert len(words) == 9
+            words = dict(line.split(": ") for line in output.splitlines())
+            assert len(words) == 22
             assert set(words.values()) == {"refused"}
             assert [read_json(tmp_path / f"trainings/{name}/status.json") for name in "ab"] == before
             assert not list(tmp_path.glob("trainings/*/journal.jsonl"))
+            assert not list(tmp_path.glob("trainings/*/checkpoint_*"))
+            assert list(tmp_path.glob("trainings/*/.checkpoint_*")) == [partial]
+            assert new.runs("t") == {"parent": None, "rows": {"a": {"0": "new"}}}
             assert read_json(tmp_path / "sweeps/t/lease.json")["pid"] == os.getpid()
     finally:
         stopped.kill()
@@ -347,6 +397,12 @@ def test_an_attempt_that_was_replaced_adds_nothing_to_the_journal(tmp_path):
     second.started("a1", node="n2", from_step=20, hardware={})
     with pytest.raises(lease.LeaseLostError, match="another attempt"):
         first.append("a1", journal.line(60, "train", {"loss": 0.5}))
+    with pytest.raises(lease.LeaseLostError, match="another attempt"), first.writing("a1"):
+        pass
+    first.attempt_failed("a1", "it was replaced")
+    with second.writing("a1"):
+        pass
+    assert [one.get("outcome") for one in second.record("a1").history] == ["lost", None]
     second.append("a1", journal.line(40, "train", {"loss": 1.5}))
     assert second.journal_metrics("a1", ["loss"]) == ([20, 40], {"loss": [2.0, 1.5]})
 

@@ -184,6 +184,20 @@ def test_a_journal_is_what_its_attempts_say_up_to_where_the_next_began(address, 
     assert Ledger(address).journal_metrics("a1", ["loss"]) == ([20, 40], {"loss": [20.0, 41.0]})
 
 
+def test_a_training_that_begins_anew_is_not_taken_for_the_one_before_it(address, elsewhere):
+    begins = Ledger(address)
+    begins.prepare()
+    elsewhere()
+    watches, reads = Ledger(address), []
+    for loss in (1.0, 2.0):
+        claim(begins)
+        begins.started("a1", node="n", from_step=0, hardware={})
+        begins.append("a1", journal.line(20, "train", {"loss": loss}, at=1.0), durable=True)
+        reads.append((watches.journal_metrics("a1", ["loss"]), Ledger(address).journal_metrics("a1", ["loss"])))
+        begins.set_aside("a1")
+    assert reads == [(([20], {"loss": [loss]}),) * 2 for loss in (1.0, 2.0)]
+
+
 def test_what_is_set_aside_can_be_trained_anew(address):
     ledger = Ledger(address)
     ledger.prepare()

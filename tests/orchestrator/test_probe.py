@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.server
 import re
 import shutil
+import socket
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -105,13 +107,28 @@ def test_a_tracking_server_out_of_range() -> None:
         check_server(uri)
 
 
+def test_a_user_and_a_password_in_the_servers_address_are_its_login() -> None:
+    with server("3.9.1", login="me:p@ss word") as uri:
+        assert check_server(uri) is None
+        assert check_server(uri.replace("://", "://me:p%40ss%20word@")) == "3.9.1"
+    for without_port in ("http://me:secret@localhost.invalid", "http://me:se/cret@127.0.0.1"):
+        assert check_server(without_port) is None
+
+
+def test_what_answers_is_no_web_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=lambda: listening.accept()[0].sendall(b"hello\r\n"), daemon=True).start()
+        assert check_server(f"http://127.0.0.1:{listening.getsockname()[1]}") is None
+
+
 @contextlib.contextmanager
-def server(answer: str) -> Iterator[str]:
-    """An HTTP server on loopback that gives one answer."""
+def server(answer: str, login: str | None = None) -> Iterator[str]:
+    """An HTTP server on loopback that gives one answer, to whoever has the ``login``, if there is one."""
+    expected = None if login is None else f"Basic {base64.b64encode(login.encode()).decode()}"
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(200 if self.headers.get("Authorization") == expected else 401)
             self.end_headers()
             self.wfile.write(answer.encode())
 

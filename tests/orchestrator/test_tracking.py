@@ -12,9 +12,9 @@ from mlflow import MlflowClient
 
 from detector.config import ModelConfig, PostprocessConfig, TrainingConfig
 from detector.errors import UnreachableError
-from orchestrator import journal
+from orchestrator import journal, lease
 from orchestrator import runs as run_store
-from orchestrator.lease import Lease
+from orchestrator.lease import Lease, LeaseLostError
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, PlannedRow
 from orchestrator.tracking import Tracker
@@ -276,6 +276,32 @@ def test_a_server_that_fails_between_two_writes_gets_the_rest_and_nothing_twice(
     client, _, children = runs(plan)
     assert history(client, children["x", 0], "loss") == [(step, 10.0 - step) for step in range(1, STEPS + 1)]
     assert history(client, children["x", 0], "lr") == [(step, 0.1) for step in range(1, STEPS + 1)]
+
+
+def test_a_driver_that_was_replaced_as_it_made_a_run_leaves_the_other_drivers(storage, monkeypatch):
+    plan = make_plan(storage, {"a": "x", "b": "y"})
+    with Lease(Ledger(storage).place, plan.key) as held:
+        ledger = Ledger(storage, held.fence)
+        for row in plan.rows:
+            begin(ledger, plan, row)
+        stopped, create = opened(plan, ledger), run_store.RunStore.create
+
+        def replaced(store, name, tags):
+            monkeypatch.setattr(run_store.RunStore, "create", create)
+            made = create(store, name, tags)
+            # Meanwhile another one, that doesn't see it yet, takes over.
+            monkeypatch.setattr(lease, "STALE_S", 0.0)
+            with Lease(ledger.place, plan.key) as taken:
+                Ledger(storage, taken.fence).remember_run(plan.key, create(store, name, tags).info.run_id, "a", 0)
+            return made
+
+        monkeypatch.setattr(run_store.RunStore, "create", replaced)
+        with pytest.raises(LeaseLostError):
+            stopped.push()
+        stopped.abandon()
+    _, (parent,), children = runs(plan)
+    assert parent.info.status == "RUNNING"
+    assert {key: run.info.run_id for key, run in children.items()} == {("a", 0): ledger.run_id(plan.key, "a", 0)}
 
 
 def test_away_at_the_end_is_a_sentence_with_the_remedy(storage, monkeypatch):

@@ -110,6 +110,18 @@ def names(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 
 
+def test_a_login_in_the_address_is_shown_nowhere(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = server.url.replace("://", "://me:secret@")
+    server.errors = [503]
+    download(tmp_path, base_url=address, archives=archives(), parts=("val",), attempts=3, pause_s=0.01)
+    assert f"{server.url}/zips/val2017.zip: the server answers 503" in (said := capsys.readouterr().err)
+    with pytest.raises(UnreachableError, match="404") as raised:
+        download(tmp_path / "x", base_url=f"{address}/x", archives=archives(), parts=("val",), attempts=1)
+    assert "secret" not in said + str(raised.value)
+
+
 def test_chosen_parts_are_unpacked_and_only_what_is_needed_of_them(tmp_path, server):
     fetch(tmp_path, server, parts=("val", "annotations"))
     assert names(tmp_path) == ["annotations/instances_val2017.json", "val2017/1.jpg", "val2017/2.jpg"]
