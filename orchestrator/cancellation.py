@@ -66,9 +66,10 @@ def retry(plan: Plan, ledger: Ledger, row: str) -> list[str]:
     Raises ``InputError`` where nothing has failed.
     """
     rows = _named(plan, row, "--retry")
-    failed = [one for one in rows if ledger.record(one.identity, one.evaluations).state == "failed"]
+    found = [ledger.record(one.identity, one.evaluations) for one in rows]
+    failed = [one for one, record in zip(rows, found, strict=True) if record.state == "failed" or record.cancelled]
     if not failed:
-        states = ", ".join(dict.fromkeys(ledger.record(one.identity, one.evaluations).state for one in rows))
+        states = ", ".join(dict.fromkeys(record.state for record in found))
         raise InputError(f"--retry {row}: the row is {states}; only what failed or was cancelled can be retried")
     for one in failed:
         ledger.place.update(_key(one.identity), _pending)

@@ -71,6 +71,39 @@ def test_a_cancelled_row_has_failed_and_stays_out_until_it_is_put_back(
     assert ledger.claim(identity, sweep=plan.key, **claim)
 
 
+def test_a_training_that_is_cancelled_while_it_is_placed_never_begins(
+    table: Path, plan: Plan, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ledger, row = Ledger(plan.storage), plan.rows[0]
+    with Lease(ledger.sweep(plan.key)):
+        ledger.claim(row.identity, sweep=plan.key, row=row.row, seed=0, config={}, iterations=100)
+        assert main([str(table), "--cancel", "1:1"]) == 0
+        assert not ledger.started(row.identity, node="n", from_step=0, hardware={})
+        ledger.release(row.identity)
+    record = ledger.record(row.identity)
+    assert (record.state, record.error, record.attempts) == ("failed", CANCELLED, 0)
+    assert main([str(table), "--retry", "1:1"]) == 0
+    assert unfinished(plan, ledger, fresh=False)[0] == row.identity
+
+
+@pytest.mark.parametrize("state", ["pending", "running"])
+def test_a_cancelled_row_can_be_put_back_whatever_else_is_said_of_it(table: Path, plan: Plan, state: str) -> None:
+    ledger, identity = Ledger(plan.storage), begin(plan)
+    mark = {"state": state, "cancelled": time.time()}
+    ledger.place.update(f"trainings/{identity}/status.json", lambda found: {**(found or {}), **mark})
+    assert main([str(table), "--retry", "1:1"]) == 0
+    assert not ledger.record(identity).cancelled
+    assert unfinished(plan, ledger, fresh=False)[0] == identity
+
+
+def test_what_is_released_after_it_was_cancelled_has_failed(table: Path, plan: Plan) -> None:
+    ledger, identity = Ledger(plan.storage), begin(plan)
+    mark = {"state": "running", "error": CANCELLED, "cancelled": time.time()}
+    ledger.place.update(f"trainings/{identity}/status.json", lambda found: {**(found or {}), **mark})
+    ledger.release(identity)
+    assert (ledger.record(identity).state, ledger.record(identity).error) == ("failed", CANCELLED)
+
+
 def test_a_row_that_was_never_begun_can_be_cancelled(
     table: Path, plan: Plan, capfd: pytest.CaptureFixture[str]
 ) -> None:
