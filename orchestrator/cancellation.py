@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from detector.errors import InputError
+from detector.errors import InputError, UnreachableError
 from orchestrator.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def is_cancelled(ledger: Ledger, identity: str) -> bool:
     """Whether ``identity`` is to end: the user has taken it out, or its driver stops."""
     try:
         status = ledger.place.read(_key(identity))
-    except (OSError, ValueError):
+    except (OSError, ValueError, UnreachableError):
         return False  # a storage that is away for a moment has said nothing
     return isinstance(status, dict) and bool(status.get("cancelled") or status.get("stopping"))
 

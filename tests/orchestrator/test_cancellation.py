@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from detector.errors import UnreachableError
 from orchestrator import cancellation
 from orchestrator.cancellation import CANCELLED, is_cancelled, watching
 from orchestrator.lease import Lease
@@ -164,3 +165,21 @@ def test_a_worker_notices_within_seconds(table: Path, plan: Plan, monkeypatch: p
             assert main([str(table), "--cancel", "1:1"]) == 0
             assert cancelled.wait(5)
     assert is_cancelled(ledger, identity)
+
+
+def test_a_worker_goes_on_looking_after_its_storage_was_away(
+    table: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cancellation, "LOOK_S", 0.05)
+    ledger, identity = Ledger(plan.storage), begin(plan)
+
+    def away(key: str) -> None:
+        raise UnreachableError("the storage can't be used (Service Unavailable)")
+
+    with watching(ledger, identity) as cancelled:
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger.place, "read", away)
+            assert not is_cancelled(ledger, identity)
+            time.sleep(0.3)
+        assert main([str(table), "--cancel", "1:1"]) == 0
+        assert cancelled.wait(5)
