@@ -273,7 +273,7 @@ class Ledger(BesideTrainings):
         """Nobody is at it any more: what isn't finished, failed or cancelled is pending, from its newest checkpoint."""
 
         def change(status: Status) -> Status:
-            if status["state"] in ("pending", "running"):
+            if status["state"] in ("pending", "running") or status.get("cancelled"):
                 # As far as this machine knows: who is told to end has seconds.
                 newest = journal.last(self.place.root / self._journal_key(identity))
                 end_attempts(status, "interrupted", step=newest["step"] if newest else None)

@@ -82,6 +82,7 @@ def _train(assignment: Assignment, ledger: Ledger) -> None:
                     continue
                 ledger.failed(identity, f"for {WAIT_S / 60:g} min the cluster has lacked room for {_need(assignment)}")
                 return
+            waiting = Waiting()
             said = watch.stalled or cause(error)
             stalled = watch.stalled is not None
             outcome = "lost" if stalled or is_lost(error) else "failed"

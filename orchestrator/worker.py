@@ -130,7 +130,7 @@ def _work(settings: dict[str, Any], context: Any) -> dict[str, Any]:
             heartbeat.beat(step)
             key = assignment.evaluations[0].key
             with (
-                watching(ledger, assignment.identity) as cancelled,
+                watching(ledger, assignment.identity, settings["launch"]) as cancelled,
                 watched(lambda store, found: show(ledger, assignment.identity, key, heartbeat.step, store, found)),
             ):
                 hooks = _hooks(ledger, assignment, rank, cancelled, heartbeat)

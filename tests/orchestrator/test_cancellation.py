@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from detector.errors import UnreachableError
 from orchestrator import cancellation
-from orchestrator.cancellation import CANCELLED, is_cancelled, watching
+from orchestrator.cancellation import CANCELLED, GRACE_S, MOST_S, Grace, end_gracefully, is_cancelled, watching
+from orchestrator.heartbeat import Heartbeat
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, SweepRequest, make_plan
@@ -183,3 +187,84 @@ def test_a_worker_goes_on_looking_after_its_storage_was_away(
             time.sleep(0.3)
         assert main([str(table), "--cancel", "1:1"]) == 0
         assert cancelled.wait(5)
+
+
+def test_what_gets_on_has_minutes_and_what_stands_still_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, progress = [0.0], [0]
+    monkeypatch.setattr(cancellation.time, "monotonic", lambda: now[0])
+    grace = Grace(lambda: progress[0])
+
+    def look(at: float, count: int) -> bool:
+        now[0], progress[0] = at, count
+        return grace.over()
+
+    assert not look(1.0, 1)
+    assert not look(GRACE_S, 2)
+    assert not look(2 * GRACE_S - 1, 2)
+    assert look(2 * GRACE_S + 1, 2)
+    grace = Grace(lambda: progress[0])
+    began = int(now[0])
+    assert not any(look(began + second, second) for second in range(0, int(MOST_S), 10))
+    assert look(began + MOST_S + 1, 10_000)
+
+
+def test_a_worker_is_ended_only_when_no_worker_of_its_training_gets_on(
+    table: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cancellation, "LOOK_S", 0.02)
+    monkeypatch.setattr(cancellation, "GRACE_S", 0.6)
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set())
+    ledger, identity = Ledger(plan.storage), begin(plan)
+    with Heartbeat(ledger.place, identity, "x", 1, 1.0) as other, watching(ledger, identity, "x") as cancelled:
+        assert main([str(table), "--cancel", "1:1"]) == 0
+        assert cancelled.wait(5)
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:  # another one evaluates, or writes
+            other.beat()
+            time.sleep(0.02)
+        assert not ended.is_set()
+        assert ended.wait(5)
+
+
+def stopped(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, what: Callable[[Ledger, str, Heartbeat, threading.Event], None]
+) -> float:
+    """How long a driver waits for a training that does ``what``."""
+    monkeypatch.setattr(cancellation, "LOOK_S", 0.02)
+    monkeypatch.setattr(cancellation, "GRACE_S", 0.6)
+    ledger, identity, over = Ledger(plan.storage), begin(plan), threading.Event()
+    with Heartbeat(ledger.place, identity, "x", 0, 1.0) as worker:
+        trial = threading.Thread(target=lambda: (what(ledger, identity, worker, over), over.wait(20)))
+        trial.start()
+        began = time.monotonic()
+        end_gracefully(ledger, [identity, plan.rows[1].identity], trial)
+        took = time.monotonic() - began
+        over.set()
+        trial.join()
+    return took
+
+
+def test_a_driver_waits_for_what_saves_a_checkpoint_and_for_nothing_else(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(ledger: Ledger, identity: str, worker: Heartbeat, over: threading.Event) -> None:
+        for _ in range(75):
+            worker.beat()
+            time.sleep(0.02)
+        ledger.attempt_failed(identity, "stopped at step 7 of 10, resumable", outcome="interrupted")
+
+    assert 1.5 <= stopped(plan, monkeypatch, save) < 4
+    assert 0.5 <= stopped(plan, monkeypatch, lambda *_: None) < 2  # stands still
+
+
+def test_a_driver_does_not_wait_for_what_waits_for_room(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cancellation, "GRACE_S", 10.0)
+    over = threading.Event()
+    trial = threading.Thread(target=over.wait, args=(20,))
+    trial.start()
+    began = time.monotonic()
+    end_gracefully(Ledger(plan.storage), [row.identity for row in plan.rows], trial)
+    assert time.monotonic() - began < 2
+    over.set()
+    trial.join()
