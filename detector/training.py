@@ -24,6 +24,7 @@ from detector.data.store import Store
 from detector.errors import InputError, TrainingError
 from detector.evaluation import Evaluation, evaluate
 from detector.memory import is_out_of_memory, largest_micro_batch, remedy
+from detector.stopping import Stopping, together
 from detector.training_state import TrainingState
 
 __all__ = ["Hooks", "TrainingError", "TrainingState", "TrainingStopped", "train"]
@@ -70,8 +71,8 @@ class Hooks:
         """
 
     def should_stop(self) -> bool:
-        """Whether to save and stop, asked after every step of a single process, and whenever metrics are logged of
-        several; on every rank, any one suffices.
+        """Whether to save and stop, asked after every step of a single process, and about once a second of several; on
+        every rank, any one suffices.
         """
         return False
 
@@ -118,6 +119,7 @@ def _steps(
     """All iterations that are left, with what is due after each; the last metrics."""
     config, total = state.config, state.config.schedule.max_iterations
     metrics: dict[str, float | None] = {}
+    stopping = Stopping(hooks.should_stop, state.step)
 
     def save(evaluation: Evaluation | None = None) -> None:
         with state.window.paused():
@@ -136,10 +138,10 @@ def _steps(
             _settled(state, hooks)
         if logged:
             metrics |= _logged(state, hooks)
-        # Several processes must agree, which costs a message to all: not at every step.
-        if (logged or distributed.world_size() == 1) and _asked_to_stop(hooks):
+        if stopping.asked(step, logged=logged):
             save()
             writer.wait()
+            together()
             raise TrainingStopped(f"stopped at step {step} of {total}, resumable")
         evaluation = None
         if evaluates and val_store is not None:
@@ -165,14 +167,6 @@ def _updated(state: TrainingState, micro_batches: list[Batch]) -> dict[str, Tens
     # Outside of the handler, whose traceback holds what the iteration had allocated.
     images = max(len(batch) for batch in micro_batches)
     raise TrainingError(remedy(state, images, largest_micro_batch(state, micro_batches)))
-
-
-def _asked_to_stop(hooks: Hooks) -> bool:
-    asked = hooks.should_stop()
-    if distributed.world_size() == 1:
-        return asked
-    # A tensor of the CPU, so by gloo: nobody waits for a device.
-    return bool(distributed.all_sum(torch.tensor(float(asked))) > 0)
 
 
 def _due(step: int, every: int | None) -> bool:

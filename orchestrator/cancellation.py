@@ -11,10 +11,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from detector.errors import InputError
+from detector.errors import InputError, UnreachableError
+from orchestrator.heartbeat import read_signs
 from orchestrator.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
 CANCELLED = "cancelled by the user; `python -m orchestrator.status SWEEP --retry ROW` puts it back"
 LOOK_S = 1.0
-GRACE_S = 10.0
-"""What a cancelled training has for its checkpoint; then its processes end themselves."""
+GRACE_S = 30.0
+"""What a training that is to end has without getting on towards its checkpoint; then its processes end themselves."""
+MOST_S = 600.0
+"""What it has in all: an evaluation that has begun is finished first."""
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +69,10 @@ def retry(plan: Plan, ledger: Ledger, row: str) -> list[str]:
     Raises ``InputError`` where nothing has failed.
     """
     rows = _named(plan, row, "--retry")
-    failed = [one for one in rows if ledger.record(one.identity, one.evaluations).state == "failed"]
+    found = [ledger.record(one.identity, one.evaluations) for one in rows]
+    failed = [one for one, record in zip(rows, found, strict=True) if record.state == "failed" or record.cancelled]
     if not failed:
-        states = ", ".join(dict.fromkeys(ledger.record(one.identity, one.evaluations).state for one in rows))
+        states = ", ".join(dict.fromkeys(record.state for record in found))
         raise InputError(f"--retry {row}: the row is {states}; only what failed or was cancelled can be retried")
     for one in failed:
         ledger.place.update(_key(one.identity), _pending)
@@ -79,24 +83,53 @@ def is_cancelled(ledger: Ledger, identity: str) -> bool:
     """Whether ``identity`` is to end: the user has taken it out, or its driver stops."""
     try:
         status = ledger.place.read(_key(identity))
-    except (OSError, ValueError):
+    except (OSError, ValueError, UnreachableError):
         return False  # a storage that is away for a moment has said nothing
     return isinstance(status, dict) and bool(status.get("cancelled") or status.get("stopping"))
 
 
+class Grace:
+    """How long what is to end is waited for. ``progress`` gives what changes as long as it gets on."""
+
+    def __init__(self, progress: Callable[[], object]) -> None:
+        self._progress, self._seen = progress, object()
+        self._began = self._moved = time.monotonic()
+
+    def over(self) -> bool:
+        """Whether it has stood still for ``GRACE_S``, or taken ``MOST_S``."""
+        now = time.monotonic()
+        with contextlib.suppress(Exception):  # a storage that is away for a moment
+            seen = self._progress()
+            if seen != self._seen:
+                self._seen, self._moved = seen, now
+        return now - self._moved > GRACE_S or now - self._began > MOST_S
+
+
 def end_gracefully(ledger: Ledger, identities: Iterable[str], trials: threading.Thread | None) -> None:
-    """Asks trainings to save a checkpoint and end, and waits for ``trials``, but not for long."""
-    for identity in identities:
+    """Asks trainings to save a checkpoint and end, and waits for ``trials``, as long as any of them gets on."""
+
+    def under_way(identities: list[str]) -> list[str]:
+        found = ((one, ledger.place.read(_key(one))) for one in identities)
+        return [one for one, status in found if status and any("outcome" not in each for each in status["attempts"])]
+
+    left = list(identities)
+    for identity in left:
         ledger.stop(identity)
-    if trials is not None:
-        trials.join(timeout=LOOK_S + GRACE_S)
+    grace = Grace(lambda: [_counts(ledger, identity) for identity in left])
+    while trials is not None and trials.is_alive():
+        with contextlib.suppress(OSError, ValueError, UnreachableError):
+            left = under_way(left)
+        if not left or grace.over():  # what waits for room has nothing to save
+            return
+        trials.join(timeout=LOOK_S)
 
 
 @contextlib.contextmanager
-def watching(ledger: Ledger, identity: str) -> Iterator[threading.Event]:
+def watching(ledger: Ledger, identity: str, launch: str | None = None) -> Iterator[threading.Event]:
     """An event that is set within seconds once ``identity`` is cancelled.
 
-    A process that is still in here ``GRACE_S`` later ends: it hangs, or waits for others that have ended.
+    A process that is still in here when none of the ``launch``'s workers gets on any more ends: they hang, or wait for
+    others that have ended.
     """
     cancelled, done = threading.Event(), threading.Event()
 
@@ -105,9 +138,11 @@ def watching(ledger: Ledger, identity: str) -> Iterator[threading.Event]:
             if is_cancelled(ledger, identity):
                 log.info("the training is to end, by the user or by its driver: saving a checkpoint")
                 cancelled.set()
-                if not done.wait(GRACE_S):
-                    log.info("it has not ended within %g s and is ended", GRACE_S)
-                    os._exit(143)
+                grace = Grace(lambda: _counts(ledger, identity, launch))
+                while not done.wait(LOOK_S):
+                    if grace.over():
+                        log.info("it has not ended, and gets on no more or takes too long, and is ended")
+                        os._exit(143)
                 return
 
     thread = threading.Thread(target=look, name="cancellation", daemon=True)
@@ -116,6 +151,12 @@ def watching(ledger: Ledger, identity: str) -> Iterator[threading.Event]:
         yield cancelled
     finally:
         done.set()
+
+
+def _counts(ledger: Ledger, identity: str, launch: str | None = None) -> list[tuple[int, int, bool]]:
+    """How often each worker has got on, as it says itself."""
+    signs = read_signs(ledger.place, identity, launch)
+    return [(sign["rank"], sign["count"], sign["done"]) for sign in signs]
 
 
 def _named(plan: Plan, row: str, option: str) -> list[PlannedRow]:

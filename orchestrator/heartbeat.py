@@ -139,12 +139,12 @@ class Watch:
         log.warning("%s", self.stalled)
 
 
-def read_signs(storage: Storage, identity: str, launch: str) -> list[dict[str, Any]]:
-    """The newest signs of the workers of a launch, by rank."""
+def read_signs(storage: Storage, identity: str, launch: str | None) -> list[dict[str, Any]]:
+    """The newest signs of the workers of a launch, or of any (None), by rank."""
     folder = _folder(identity)
     names = [name for name in storage.names(folder) if name.endswith(".json") and not name.startswith(".")]
     found = [storage.read(f"{folder}/{name}") for name in names]
-    return sorted((one for one in found if one and one["launch"] == launch), key=lambda one: one["rank"])
+    return sorted((one for one in found if one and launch in (None, one["launch"])), key=lambda one: one["rank"])
 
 
 def end(workers: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:

@@ -24,7 +24,7 @@ NOT_DECIDING = frozenset(
     {
         # Names, words and what is written about a training; every value of a configuration is hashed itself.
         *("__init__.py", "config.py", "model_config.py", "fields.py", "keys.py", "document.py", "recipes.py"),
-        *("errors.py", "progress.py", "refusals.py", "memory.py"),
+        *("errors.py", "progress.py", "refusals.py", "memory.py", "stopping.py"),
         # A plug-in counts by its own source.
         *("plugins.py", "rehearsal.py", "sources.py"),
         # What happens to the weights afterwards.

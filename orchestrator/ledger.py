@@ -162,13 +162,19 @@ class Ledger(BesideTrainings):
         self.update(self._key(identity), lambda found: change(self._checked(identity, found)))
         return mine
 
-    def started(self, identity: str, *, node: str, from_step: int, hardware: dict[str, Any], **more: Any) -> None:
+    def started(self, identity: str, *, node: str, from_step: int, hardware: dict[str, Any], **more: Any) -> bool:
         """An attempt begins; the journal is cut back to ``from_step``, and what earlier attempts add is refused.
 
-        ``more`` is kept with the attempt: "nodes" of all workers, "revision" and "sources" of the code.
+        False, and nothing begins, where the training is to end: it was cancelled, or its driver stops. ``more`` is kept
+        with the attempt: "nodes" of all workers, "revision" and "sources" of the code.
         """
+        begins = True
 
-        def change(status: Status) -> Status:
+        def change(status: Status) -> Status | None:
+            nonlocal begins
+            begins = not (status.get("cancelled") or status.get("stopping"))
+            if not begins:
+                return None
             now = time.time()
             end_attempts(status, "lost", at=now)
             status["attempts"].append(
@@ -180,6 +186,7 @@ class Ledger(BesideTrainings):
             return status
 
         self._change(identity, change)
+        return begins
 
     def append(self, identity: str, *lines: bytes, durable: bool = False) -> None:
         """Adds :mod:`orchestrator.journal`'s lines; refused once another attempt has begun."""
@@ -247,14 +254,14 @@ class Ledger(BesideTrainings):
         self._change(identity, change, given_back="leave")
 
     def release(self, identity: str) -> None:
-        """Nobody is at it any more: what isn't finished or failed is pending, a training from its newest checkpoint."""
+        """Nobody is at it any more: what isn't finished, failed or cancelled is pending, from its newest checkpoint."""
 
         def change(status: Status) -> Status:
-            if status["state"] in ("pending", "running"):
+            if status["state"] in ("pending", "running") or status.get("cancelled"):
                 # As far as this machine knows: who is told to end has seconds.
                 newest = journal.last(self.place.root / self._journal_key(identity))
                 end_attempts(status, "interrupted", step=newest["step"] if newest else None)
-                status["state"] = "pending"
+                status["state"] = "failed" if status.get("cancelled") else "pending"
             status["evaluations"] = {
                 key: one for key, one in evaluations_of(status).items() if one["state"] != "running"
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 
 from orchestrator.probe import UnfitNodeError
@@ -11,6 +12,8 @@ ERROR_RETRIES = 1
 """Times that a training is started again after an error of its own code, which may have been its node's."""
 LOSSES = 4
 """Times in a row, without a new checkpoint in between, that workers may be lost."""
+WAIT_S = 3600.0
+"""Seconds that a training waits for nodes that the cluster lacks while it has room for others."""
 _PEER_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "socket timeout")
 
 
@@ -32,6 +35,27 @@ class Retries:
             return False
         self._errors += 1
         return self._errors <= ERROR_RETRIES
+
+
+class Waiting:
+    """How long a training has waited for its workers' room: without end where only others hold it."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def goes_on(self, *, room: bool) -> bool:
+        """Whether to wait on; ``room``: whether the whole cluster, with nothing on it, would have enough."""
+        if room:
+            self._since = None
+            return True
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        return now - self._since < WAIT_S
+
+
+def is_waiting(error: BaseException) -> bool:
+    """Whether the workers were not even started, since there was no room for them yet."""
+    return any(type(one).__name__ == "WorkerGroupStartupTimeoutError" for one in causes(error))
 
 
 def is_lost(error: BaseException) -> bool:
@@ -88,7 +112,8 @@ def is_ours(error: BaseException) -> bool:
 def _died(error: BaseException) -> bool:
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
-    return isinstance(error, RayActorError | NodeDiedError | WorkerCrashedError | OutOfMemoryError)
+    died = isinstance(error, RayActorError | NodeDiedError | WorkerCrashedError | OutOfMemoryError)
+    return died or type(error).__name__ == "WorkerGroupStartupFailedError"
 
 
 def _went_away(error: BaseException) -> bool:

@@ -22,10 +22,11 @@ from orchestrator.cancellation import end_gracefully
 from orchestrator.history import forget_accepted
 from orchestrator.identity import evaluation_settings
 from orchestrator.interruption import Interrupted, signals
-from orchestrator.lease import Lease, LeaseLostError
+from orchestrator.lease import STALE_S, Lease, LeaseLostError
 from orchestrator.ledger import Ledger
 from orchestrator.live_table import LiveTable
 from orchestrator.order import in_order
+from orchestrator.outage import Outage
 from orchestrator.preparation import data_of, make_ready, remember_choices, state_of, unfinished
 from orchestrator.probe import Expected, expect
 from orchestrator.report.refresh import Refresh
@@ -216,6 +217,7 @@ class Pass:
         """Starts Tune's thread, and shows and checks what goes on until it ends."""
         assert self._tune is not None
         gpus = any(need.gpus for need in needs.values())
+        outage = Outage(STALE_S)  # for as long as nobody takes this driver for dead
         self._tune.start()
         with contextlib.ExitStack() as stack:
             stack.enter_context(Refresh(self._shown, self.ledger))
@@ -225,9 +227,10 @@ class Pass:
                 self._supply = stack.enter_context(Supply(cluster, expected, left, wait_s))
             while self._tune.is_alive():
                 self._tune.join(timeout=self.ledger.place.pause)
-                self.ledger.check()
-                table.update()
-                self._check_budget(gpus)
+                with outage.borne():
+                    self.ledger.check()
+                    table.update()
+                    self._check_budget(gpus)
                 if self._supply is not None:
                     self._supply.check()
         if self._broken is not None:

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from detector.data.store import locate
+from orchestrator import nodes
 from orchestrator.cancellation import is_cancelled
 from orchestrator.evaluation import EvaluationJob, evaluate_training
 from orchestrator.heartbeat import Watch, read_signs
 from orchestrator.ledger import Ledger
-from orchestrator.recovery import ERROR_RETRIES, Retries, cause, chain, is_lost, sentence
+from orchestrator.recovery import ERROR_RETRIES, WAIT_S, Retries, Waiting, cause, chain, is_lost, is_waiting, sentence
 from orchestrator.worker import Assignment, checkpoints, work
 
-WAITS = 60
-"""Minutes that a training waits for room which others of the cluster hold: Ray Train counts each as a failed start."""
+WAITS = 4
+"""Times that Ray Train begins again to start workers, which without room takes it a minute; then it is asked anew."""
 
 # A trial's function only waits. It takes no CPU, which its own workers may need, but a little of a resource that only
 # the head node has, so that it and the controller beside it stay on the node least likely to go away.
@@ -62,7 +63,7 @@ def _train(assignment: Assignment, ledger: Ledger) -> None:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     identity, timeout = assignment.identity, assignment.training_config.resources.stall_timeout_s
-    retries = Retries()
+    retries, waiting = Retries(), Waiting()
     while not is_cancelled(ledger, identity):
         launch = uuid.uuid4().hex
         watch = Watch(ledger.place, identity, launch, timeout)
@@ -76,6 +77,12 @@ def _train(assignment: Assignment, ledger: Ledger) -> None:
         except TrainingFailedError as error:
             if is_cancelled(ledger, identity):
                 break
+            if is_waiting(error):
+                if waiting.goes_on(room=_has_room(assignment)):
+                    continue
+                ledger.failed(identity, f"for {WAIT_S / 60:g} min the cluster has lacked room for {_need(assignment)}")
+                return
+            waiting = Waiting()
             said = watch.stalled or cause(error)
             stalled = watch.stalled is not None
             outcome = "lost" if stalled or is_lost(error) else "failed"
@@ -88,6 +95,17 @@ def _train(assignment: Assignment, ledger: Ledger) -> None:
         except (OSError, RuntimeError) as error:
             ledger.failed(identity, sentence(error))
             return
+
+
+def _need(assignment: Assignment) -> nodes.Need:
+    resources = assignment.training_config.resources
+    one_node = resources.placement == "one_node"
+    return nodes.Need(resources.workers, resources.cpus_per_worker, assignment.gpus_per_worker, one_node)
+
+
+def _has_room(assignment: Assignment) -> bool:
+    """Whether the nodes together have what the training needs, whoever holds it now."""
+    return nodes.present().room(_need(assignment)) > 0
 
 
 def _keep(assignment: Assignment, ledger: Ledger, result: dict[str, Any]) -> None:

@@ -115,15 +115,15 @@ def _work(settings: dict[str, Any], context: Any) -> dict[str, Any]:
             log.info("rank %d of %d on %s, %s, %d threads", rank, world_size, socket.gethostname(), device, threads)
             log.info("from %s", f"the checkpoint {newest.name}" if newest else "the beginning")
             names = distributed.gather(socket.gethostname())
-            if rank == 0:
-                ledger.started(
-                    assignment.identity,
-                    node=socket.gethostname(),
-                    from_step=step,
-                    hardware=_hardware(device, threads, world_size),
-                    nodes=sorted(set(names)),
-                    **code_revision(),
-                )
+            if rank == 0 and not ledger.started(
+                assignment.identity,
+                node=socket.gethostname(),
+                from_step=step,
+                hardware=_hardware(device, threads, world_size),
+                nodes=sorted(set(names)),
+                **code_revision(),
+            ):
+                raise TrainingStopped("it was to end before it began")
             with heartbeat.busy():
                 stores = [
                     node_store(config, split, ledger, digest=assignment.digests[split])
@@ -132,7 +132,7 @@ def _work(settings: dict[str, Any], context: Any) -> dict[str, Any]:
             heartbeat.beat(step)
             key = assignment.evaluations[0].key
             with (
-                watching(ledger, assignment.identity) as cancelled,
+                watching(ledger, assignment.identity, settings["launch"]) as cancelled,
                 watched(lambda store, found: show(ledger, assignment.identity, key, heartbeat.step, store, found)),
             ):
                 hooks = _hooks(ledger, assignment, rank, cancelled, heartbeat)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError  # type: ignore[attr-defined]
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from ray.train.v2.api.exceptions import ControllerError
 
 from detector.errors import InputError, TrainingError
 from orchestrator.recovery import ERROR_RETRIES, LOSSES, Retries, cause, is_lost
@@ -42,6 +44,7 @@ OURS = Wrapped(TrainingError("the loss is no longer finite at step 7"))
         (group(_0=DIED), True),
         (group(_0=PEER, _1=DIED), True),
         (group(_0=PEER), True),
+        (ControllerError(WorkerGroupStartupFailedError("its node went while it started")), True),
         (group(_0=SHAPE), False),
         (group(_0=PEER, _1=OURS), False),
     ],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from detector.errors import InputError
+from detector.errors import InputError, UnreachableError
 from orchestrator import nodes, session
 from orchestrator.cancellation import is_cancelled
 from orchestrator.ledger import Ledger
@@ -177,6 +178,29 @@ def test_a_budget_ends_the_sweep_resumably_and_is_of_all_its_runs(
     assert again.trained == []
     assert run_sweep(plan, max_gpu_hours=5) == SweepOutcome("complete")
     assert len(again.trained) == 2
+
+
+def test_a_storage_that_is_away_for_a_moment_ends_no_sweep(
+    folder: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan, looks, check = plan_of(folder, only=("1:1",)), [0], Ledger.check
+    run = cluster.run
+
+    def away(ledger: Ledger) -> None:
+        if cluster.at_once and threading.current_thread() is threading.main_thread() and looks[0] < 3:
+            looks[0] += 1
+            raise UnreachableError("the storage can't be used (Service Unavailable)")
+        check(ledger)
+
+    def wait(assignment: Assignment) -> None:
+        while looks[0] < 3:
+            time.sleep(0.05)
+        run(assignment)
+
+    monkeypatch.setattr(Ledger, "check", away)
+    monkeypatch.setattr(cluster, "run", wait)
+    assert run_sweep(plan) == SweepOutcome("complete")
+    assert capfd.readouterr().err.count("Service Unavailable") == 1
 
 
 def test_a_refused_sweep_leaves_nothing_of_itself(folder: Path, cluster: Cluster) -> None:

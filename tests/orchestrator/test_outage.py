@@ -1,0 +1,37 @@
+"""A storage that is away for a moment ends nothing, and one that stays away does."""
+
+from __future__ import annotations
+
+import pytest
+
+from detector.errors import UnreachableError
+from orchestrator import outage
+from orchestrator.outage import Outage
+
+
+def test_a_storage_may_be_away_for_a_while_each_time(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(outage.time, "monotonic", lambda: now[0])
+    tried = Outage(60.0)
+
+    def look(at: float, *, away: bool) -> None:
+        now[0] = at
+        with tried.borne():
+            if away:
+                raise UnreachableError("503")
+
+    for at in (0.0, 30.0, 60.0):
+        look(at, away=True)
+    look(61.0, away=False)
+    look(62.0, away=True)
+    look(120.0, away=True)
+    with pytest.raises(UnreachableError, match="503"):
+        look(123.0, away=True)
+    assert capfd.readouterr().err == "503; trying again for 60 s, training goes on\n" * 2
+
+
+def test_other_errors_are_raised_at_once() -> None:
+    with pytest.raises(KeyError), Outage(60.0).borne():
+        raise KeyError("x")

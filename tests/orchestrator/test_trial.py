@@ -1,0 +1,106 @@
+"""A trial with a stand-in for Ray Train: how long it waits for room, and what ends that."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import ControllerError
+
+from detector.config import TrainingConfig
+from orchestrator import nodes, recovery, trial
+from orchestrator.ledger import Ledger
+from orchestrator.nodes import Nodes
+from orchestrator.recovery import WAIT_S, is_waiting
+from orchestrator.worker import Assignment
+
+NO_ROOM = pickle.loads(pickle.dumps(ControllerError(WorkerGroupStartupTimeoutError(2))))
+TWO, ONE = Nodes(cpus=(4.0, 4.0), gpus=(0.0, 0.0)), Nodes(cpus=(4.0,), gpus=(0.0,))
+
+
+class Trainer:
+    """Has no room at first, and minutes pass while it waits."""
+
+    def __init__(self, refusals: int, now: list[float], then: Any = None) -> None:
+        self.left, self.now, self.then = refusals, now, then
+        self.return_value = {"training": {}}
+
+    def fit(self) -> Trainer:
+        self.now[0] += 300.0
+        self.left -= 1
+        if self.left < 0:
+            return self
+        if self.left == 0 and self.then is not None:
+            self.then()
+        raise NO_ROOM
+
+
+@pytest.fixture
+def assignment(tmp_path: Path) -> Assignment:
+    config = TrainingConfig.model_validate({"resources": {"workers": 2, "cpus_per_worker": 4}}).model_dump(mode="json")
+    Ledger(tmp_path).claim("a1", sweep="t", row="1:1", seed=0, config={}, iterations=100)
+    return Assignment("a1", str(tmp_path), config, {}, (), 0.0)
+
+
+def train(
+    assignment: Assignment, monkeypatch: pytest.MonkeyPatch, present: Nodes, refusals: int, then: Any = None
+) -> tuple[Trainer, list[str]]:
+    """Trains it on a cluster of these nodes; the trainer, and what was kept."""
+    now, kept = [0.0], list[str]()
+    trainer = Trainer(refusals, now, then)
+    monkeypatch.setattr(recovery.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(nodes, "present", lambda: present)
+    monkeypatch.setattr(trial, "_trainer", lambda *_: trainer)
+    monkeypatch.setattr(trial, "_keep", lambda assignment, *_: kept.append(assignment.identity))
+    monkeypatch.setattr(trial, "Watch", lambda *_: Unwatched())
+    trial._train(assignment, Ledger(assignment.storage))
+    return trainer, kept
+
+
+class Unwatched:
+    """A watch that sees nothing."""
+
+    stalled = None
+
+    def __enter__(self) -> Unwatched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_a_start_that_found_no_room_is_told_from_a_failure() -> None:
+    assert is_waiting(NO_ROOM)
+    assert not is_waiting(ControllerError(RuntimeError("else")))
+
+
+def test_a_training_waits_for_as_long_as_others_hold_its_room(
+    assignment: Assignment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, kept = train(assignment, monkeypatch, TWO, 200)
+    assert trainer.now[0] > 4 * WAIT_S
+    assert kept == ["a1"]
+    assert Ledger(assignment.storage).record("a1").state == "pending"  # until a worker says otherwise
+
+
+def test_what_the_cluster_has_no_room_for_at_all_fails_after_a_while(
+    assignment: Assignment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, kept = train(assignment, monkeypatch, ONE, 200)
+    assert WAIT_S <= trainer.now[0] < WAIT_S + 700
+    record = Ledger(assignment.storage).record("a1")
+    assert (kept, record.state) == ([], "failed")
+    assert record.error == "for 60 min the cluster has lacked room for 2 workers of 4 CPU each"
+
+
+def test_a_training_that_waits_can_be_cancelled(assignment: Assignment, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(assignment.storage)
+
+    def cancel() -> None:
+        ledger.place.update("trainings/a1/status.json", lambda found: {**(found or {}), "cancelled": 1.0})
+
+    trainer, kept = train(assignment, monkeypatch, TWO, 3, then=cancel)
+    assert (trainer.left, kept) == (0, [])
