@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from detector.config import TrainingConfig
 from orchestrator.fields import METRICS
 from orchestrator.ledger import Ledger
+from orchestrator.probe import require
 from orchestrator.record import Metrics
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ class EvaluationJob:
 def evaluate_training(assignment: Assignment, job: EvaluationJob) -> None:
     """Evaluates the model of ``assignment``'s training and puts the result into the ledger.
 
-    Raises what loading and evaluating raise.
+    Raises what loading and evaluating raise, and ``UnfitNodeError`` before anything else on a node that isn't fit.
     """
+    if assignment.expected is not None:
+        require(assignment.expected)
     import torch
 
     from detector import plugins

@@ -95,7 +95,10 @@ class Heartbeat:
 
 
 class Watch:
-    """Ends all workers of a launch, as a context manager, when none has made progress for ``timeout`` seconds."""
+    """Ends all workers of a launch, as a context manager, when none has made progress for ``timeout`` seconds.
+
+    Those that are done don't count; nor is anything ended before the first has begun, which may have to wait for room.
+    """
 
     def __init__(self, storage: Storage, identity: str, launch: str, timeout: float) -> None:
         self._storage, self._identity, self._launch, self._timeout = storage, identity, launch, timeout
@@ -121,8 +124,8 @@ class Watch:
             except Exception:  # the storage is away for a moment: nothing is known, so nothing is ended
                 changed = time.monotonic()
                 continue
-            now = {worker["rank"]: worker["count"] for worker in workers}
-            if now != counts or not now or any(worker["done"] for worker in workers):
+            now = {worker["rank"]: worker["count"] for worker in workers if not worker["done"]}
+            if now != counts or not now:
                 counts, changed = now, time.monotonic()
             elif time.monotonic() - changed > 0.9 * self._timeout:
                 self._end(workers)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from detector.errors import UnreachableError
 from orchestrator import nodes
+from orchestrator.background import Background
 from orchestrator.budget import BudgetSpentError, check_budget
 from orchestrator.cancellation import end_gracefully
 from orchestrator.history import forget_accepted
@@ -30,7 +31,7 @@ from orchestrator.outage import Outage
 from orchestrator.preparation import data_of, make_ready, remember_choices, state_of, unfinished
 from orchestrator.probe import Expected, expect
 from orchestrator.report.refresh import Refresh
-from orchestrator.supply import WAIT_S, Supply, await_room, examine_all
+from orchestrator.supply import WAIT_S, Growth, Supply, await_room, examine_all
 from orchestrator.tracking import PATIENCE_S, Tracker
 from orchestrator.tuning import run_tuner
 
@@ -70,11 +71,11 @@ def run_sweep(
 ) -> SweepOutcome:
     """Trains what ``plan`` still lacks, on the cluster at ``address`` or on one that is started here.
 
-    At most ``max_concurrent`` trainings run at once, and never more than the cluster has room for. ``fresh`` sets
-    earlier results of these trainings aside and trains them anew. ``quiet_json`` is for callers that print JSON on
-    standard output; nothing here writes there in either case. ``max_gpu_hours`` ends the pass when this sweep's
-    trainings have taken as much. ``wait_for_nodes_s``: how long a cluster may take to have room, at first (None: no
-    time) and after nodes were lost (None: ``supply.WAIT_S``).
+    At most ``max_concurrent`` trainings run at once, as many as the cluster has room for, or may get room for where
+    ``wait_for_nodes_s`` says that it grows. ``fresh`` sets earlier results of these trainings aside and trains them
+    anew. ``quiet_json`` is for callers that print JSON on standard output; nothing here writes there in either case.
+    ``max_gpu_hours`` ends the pass when this sweep's trainings have taken as much. ``wait_for_nodes_s``: how long a
+    cluster may take to have room, at first (None: no time) and after nodes were lost (None: ``supply.WAIT_S``).
 
     Raises ``InputError`` (the data or the storage's contents are wrong) and ``SweepHeldError`` (another live driver
     has the sweep); everything else is in the outcome.
@@ -117,6 +118,7 @@ class Pass:
         self._stop = threading.Event()
         self._tune: threading.Thread | None = None
         self._supply: Supply | None = None
+        self._growth = Growth()
         self._broken: BaseException | None = None
         self._tune_error: dict[str, str] = {}
 
@@ -125,7 +127,7 @@ class Pass:
         tracker = self._tracker()
         todo = self._todo(fresh)
         # MLflow's first look at its store takes seconds, which the cluster's start can hide.
-        connecting = _Background(lambda: tracker.connect(PATIENCE_S))
+        connecting = Background(lambda: tracker.connect(PATIENCE_S))
         try:
             if todo:
                 with nodes.connected(address) as cluster:
@@ -144,6 +146,7 @@ class Pass:
                         notice = tracker.finish("KILLED") if tracker.opened else None
                         return SweepOutcome("partial", str(error), 3, notice)
                     finally:
+                        self._growth.take_back()
                         self._end_threads()
             else:
                 connecting.wait()
@@ -201,15 +204,21 @@ class Pass:
             nodes.check_room(cluster, needs.values())
         else:
             nodes.free_leftovers()
-            await_room(needs.values(), self._limits.wait_for_nodes_s or 0.0)
+            await_room(needs.values(), self._limits.wait_for_nodes_s or 0.0, self._growth)
             expected = expect(self.ledger.address, self.plan.key, *data_of(self.plan, todo))
             cluster = examine_all(expected, self.plan.tracking_uri)
         gpus = any(need.gpus for need in needs.values())
         if self._limits.gpu_hours is not None and not gpus:
             sys.stderr.write("these trainings use no GPU: --max-gpu-hours counts the hours of their workers\n")
         self._check_budget(gpus)
-        room = min(cluster.room(need) for need in needs.values())
-        return cluster, expected, max(1, min(room, self._limits.concurrent or room))
+        return cluster, expected, self._at_once(cluster, needs)
+
+    def _at_once(self, cluster: nodes.Nodes, needs: dict[str, nodes.Need]) -> int:
+        """How many trainings may ask for room at the same time: on a cluster that grows, more than there is yet."""
+        room, most = min(cluster.room(need) for need in needs.values()), self._limits.concurrent
+        if most is not None and self._limits.wait_for_nodes_s and not cluster.here:
+            return most
+        return max(1, min(room, most or room))
 
     def _follow(
         self, cluster: nodes.Nodes, expected: Expected | None, needs: dict[str, nodes.Need], table: LiveTable
@@ -231,6 +240,8 @@ class Pass:
                     self.ledger.check()
                     table.update()
                     self._check_budget(gpus)
+                    if self._growth.asked and self._begun():
+                        self._growth.take_back()
                 if self._supply is not None:
                     self._supply.check()
         if self._broken is not None:
@@ -240,6 +251,10 @@ class Pass:
 
     def _check_budget(self, gpus: bool) -> None:
         check_budget(self.plan.whole, self.ledger, self._limits.gpu_hours, gpus=gpus)
+
+    def _begun(self) -> bool:
+        """Whether a training has its nodes; from then on the trainings themselves ask for them."""
+        return any(self.ledger.record(one).state != "pending" for one in self._claimed)
 
     def _left(self, needs: dict[str, nodes.Need]) -> list[nodes.Need]:
         """What the trainings need that aren't done."""
@@ -359,27 +374,6 @@ class Pass:
         if self._held:
             parts.append(f"{len(self._held)} trainings are another live sweep's; run this again when it has ended")
         return SweepOutcome("partial", "; ".join(parts), 3, notice)
-
-
-class _Background:
-    """A function in a thread, whose error is raised where it is waited for."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._function = function
-        self._thread = threading.Thread(target=self._run, name="opening", daemon=True)
-        self._error: BaseException | None = None
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._function()
-        except BaseException as error:
-            self._error = error
-
-    def wait(self) -> None:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
 
 
 def _last_words(error: BaseException) -> str:

@@ -22,30 +22,41 @@ WAIT_S = 600.0
 """How long room that was lost is waited for, unless something else is asked for."""
 
 
-def await_room(needs: Iterable[Need], wait_s: float) -> Nodes:
+class Growth:
+    """What an autoscaler is asked for. Ray keeps that until it is asked for something else: nodes would never go."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self, need: Need) -> None:
+        """Asks for the shape of ``need``."""
+        self.asked = True
+        _request([{"CPU": need.cpus, **({"GPU": need.gpus} if need.gpus else {})}] * need.workers)
+
+    def take_back(self) -> None:
+        """Asks for nothing more, if anything was asked for."""
+        if self.asked:
+            self.asked = False
+            _request([])
+
+
+def await_room(needs: Iterable[Need], wait_s: float, growth: Growth) -> Nodes:
     """The cluster as it is once it has room for each of ``needs``.
 
-    An autoscaling cluster is asked for the shape of the largest one, and given ``wait_s`` seconds. Raises
-    ``UnreachableError`` if there is still no room.
+    By ``growth`` an autoscaling cluster is asked for the shape of the largest one, and given ``wait_s`` seconds; the
+    caller takes that back. Raises ``UnreachableError`` if there is still no room.
     """
     needs = list(needs)
     present = nodes.present()
     until = time.monotonic() + wait_s
-    asked = False
     while any(present.room(need) == 0 for need in needs) and time.monotonic() < until:
-        if not asked:
+        if not growth.asked:
             lacking = max((need for need in needs if present.room(need) == 0), key=lambda need: need.workers)
             _say(f"the cluster has {present}; waiting up to {wait_s / 60:g} min for {lacking}")
-            _request(lacking)
-            asked = True
+            growth.ask(lacking)
         time.sleep(min(LOOK_S, max(0.1, until - time.monotonic())))
         present = nodes.present()
-    try:
-        nodes.check_room(present, needs, waited_s=wait_s)
-    except UnreachableError:
-        if asked:
-            _request(None)
-        raise
+    nodes.check_room(present, needs, waited_s=wait_s)
     return present
 
 
@@ -149,13 +160,12 @@ class Supply:
         self._held.append(actor.options(num_cpus=node.cpus, num_gpus=node.gpus, scheduling_strategy=strategy).remote())
 
 
-def _request(need: Need | None) -> None:
-    """Asks an autoscaler, if there is one, for the shape of ``need``; None asks for nothing more."""
+def _request(bundles: list[dict[str, float]]) -> None:
+    """Asks an autoscaler, if there is one."""
     from ray.autoscaler.sdk import request_resources
 
-    shape: dict[str, float] = {} if need is None else {"CPU": need.cpus, **({"GPU": need.gpus} if need.gpus else {})}
     with contextlib.suppress(Exception):
-        request_resources(bundles=[] if need is None else [shape] * need.workers)
+        request_resources(bundles=bundles)
 
 
 def _say(text: str) -> None:

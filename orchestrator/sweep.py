@@ -62,7 +62,12 @@ def _parser() -> Parser:
         "--price", metavar="P", type=positive_number, help="with --dry-run: of an hour of a GPU, or of a worker on CPUs"
     )
     parser.add_argument("--address", metavar="RAY", help="cluster to join; default: $RAY_ADDRESS, then a local one")
-    parser.add_argument("--max-concurrent", metavar="N", type=positive, help="most trainings at a time")
+    parser.add_argument(
+        "--max-concurrent",
+        metavar="N",
+        type=positive,
+        help="most trainings at a time; with --wait-for-nodes as many ask for room on a cluster",
+    )
     parser.add_argument(
         "--max-gpu-hours",
         metavar="N",

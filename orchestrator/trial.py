@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ from orchestrator.cancellation import is_cancelled
 from orchestrator.evaluation import EvaluationJob, evaluate_training
 from orchestrator.heartbeat import Watch, read_signs
 from orchestrator.ledger import Ledger
+from orchestrator.probe import UnfitNodeError
 from orchestrator.recovery import ERROR_RETRIES, WAIT_S, Retries, Waiting, cause, chain, is_lost, is_waiting, sentence
 from orchestrator.worker import Assignment, checkpoints, work
 
 WAITS = 4
 """Times that Ray Train begins again to start workers, which without room takes it a minute; then it is asked anew."""
+
+UNFIT_PAUSES_S = (5.0, 10.0, 20.0, 40.0)
+"""Between two tries of an evaluation that came to a node which nobody had examined yet."""
 
 # A trial's function only waits. It takes no CPU, which its own workers may need, but a little of a resource that only
 # the head node has, so that it and the controller beside it stay on the node least likely to go away.
@@ -117,7 +122,10 @@ def _keep(assignment: Assignment, ledger: Ledger, result: dict[str, Any]) -> Non
 
 
 def _evaluate(assignment: Assignment, job: EvaluationJob, ledger: Ledger) -> None:
-    """One task with the room of one worker, outside the trial's own, which has none."""
+    """One task with the room of one worker, outside the trial's own, which has none.
+
+    Where it came to a node that isn't fit, it is tried again: the driver finds such a node out, and occupies it.
+    """
     import ray
 
     task = ray.remote(
@@ -126,10 +134,17 @@ def _evaluate(assignment: Assignment, job: EvaluationJob, ledger: Ledger) -> Non
         max_retries=ERROR_RETRIES,
         scheduling_strategy="DEFAULT",
     )(evaluate_training)
-    try:
-        ray.get(task.remote(assignment, job))
-    except Exception as error:
-        ledger.evaluation_failed(assignment.identity, job.key, sentence(list(chain(error))[-1]))
+    for pause in (*UNFIT_PAUSES_S, None):
+        try:
+            ray.get(task.remote(assignment, job))
+            return
+        except Exception as error:
+            inner = list(chain(error))[-1]
+            if pause is None or not isinstance(inner, UnfitNodeError):
+                ledger.evaluation_failed(assignment.identity, job.key, sentence(inner))
+                return
+            log.info("%s; trying again", inner)
+            time.sleep(pause)
 
 
 def _resample(assignment: Assignment, job: EvaluationJob, ledger: Ledger) -> None:

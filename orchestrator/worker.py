@@ -29,6 +29,7 @@ from orchestrator.probe import Expected, require
 from orchestrator.record import Metrics
 from orchestrator.recovery import is_lost, sentence
 from orchestrator.revision import code_revision
+from orchestrator.storage import open_storage
 from orchestrator.usage import Usage
 
 log = logging.getLogger(__name__)
@@ -78,13 +79,20 @@ def work(settings: dict[str, Any]) -> dict[str, Any]:
 
     from orchestrator.process_group import process_group
 
-    if settings["assignment"].expected is not None:
-        require(settings["assignment"].expected)
-    with process_group(gpus=settings["assignment"].gpus_per_worker > 0):
-        return _work(settings, ray.train.get_context())
+    assignment: Assignment = settings["assignment"]
+    if assignment.expected is not None:
+        require(assignment.expected)
+    context: Any = ray.train.get_context()
+    place, timeout = open_storage(assignment.storage), assignment.training_config.resources.stall_timeout_s
+    # From here on, so that one that never comes to the others' meeting is missed.
+    with Heartbeat(place, assignment.identity, settings["launch"], context.get_world_rank(), timeout) as heartbeat:
+        with heartbeat.busy():
+            import torch  # noqa: F401  takes seconds, and waits for nobody
+        with process_group(gpus=assignment.gpus_per_worker > 0):
+            return _work(settings, context, heartbeat)
 
 
-def _work(settings: dict[str, Any], context: Any) -> dict[str, Any]:
+def _work(settings: dict[str, Any], context: Any, heartbeat: Heartbeat) -> dict[str, Any]:
     import torch
 
     from detector import distributed
@@ -100,10 +108,8 @@ def _work(settings: dict[str, Any], context: Any) -> dict[str, Any]:
     threads = config.resources.cpus_per_worker
     torch.set_num_threads(threads)
     device = torch.device("cuda" if assignment.gpus_per_worker and torch.cuda.is_available() else "cpu")
-    timeout = config.resources.stall_timeout_s
-    heartbeat = Heartbeat(ledger.place, assignment.identity, settings["launch"], rank, timeout)
     try:
-        with heartbeat, tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="detsweep-") as scratch:
             kept_ones = checkpoints(ledger, assignment.identity)
             with heartbeat.busy():
                 newest = kept_ones.newest() if rank == 0 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -9,7 +10,8 @@ import time
 import psutil
 import pytest
 
-from orchestrator import heartbeat
+from detector.config import TrainingConfig
+from orchestrator import heartbeat, worker
 from orchestrator.heartbeat import Heartbeat, Watch, kill, read_signs
 from orchestrator.storage import open_storage
 
@@ -68,6 +70,42 @@ def test_who_is_busy_waits_to_begin_or_is_done_is_not_ended(tmp_path, ended):
         time.sleep(0.8)
     assert watch.stalled is None
     assert not ended
+
+
+def test_who_stands_still_is_noticed_although_others_are_done(tmp_path, ended):
+    storage = open_storage(tmp_path)
+    with Watch(storage, "a1", "x", 0.5) as watch, Heartbeat(storage, "a1", "x", 0, 0.5) as last:
+        with Heartbeat(storage, "a1", "x", 1, 0.5) as other:
+            other.beat(7)
+        last.beat(7)
+        until = time.monotonic() + 5
+        while not ended and time.monotonic() < until:
+            time.sleep(0.02)
+    assert [worker["rank"] for worker in ended] == [0, 1]
+    assert "after step 7" in watch.stalled
+
+
+def test_a_worker_is_watched_before_it_meets_the_others(tmp_path, monkeypatch):
+    signs = []
+
+    class Context:
+        def get_world_rank(self):
+            return 1
+
+    @contextlib.contextmanager
+    def meeting(*, gpus):
+        until = time.monotonic() + 20
+        while not signs and time.monotonic() < until:
+            signs.extend(read_signs(open_storage(tmp_path), "a1", "x"))
+        yield
+
+    monkeypatch.setattr("ray.train.get_context", Context)
+    monkeypatch.setattr("orchestrator.process_group.process_group", meeting)
+    monkeypatch.setattr(worker, "_work", lambda settings, context, heartbeat: heartbeat.step)
+    config = TrainingConfig().model_dump(mode="json")
+    assignment = worker.Assignment("a1", str(tmp_path), config, {}, (), 0.0)
+    assert worker.work({"assignment": assignment, "launch": "x"}) == 0
+    assert [(sign["rank"], sign["done"]) for sign in signs] == [(1, False)]
 
 
 def test_only_the_process_that_was_meant_is_killed():

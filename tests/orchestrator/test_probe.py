@@ -22,7 +22,7 @@ from orchestrator import probe, supply
 from orchestrator.caching import fill
 from orchestrator.nodes import Need, Node, Nodes
 from orchestrator.probe import Finding, UnfitNodeError, check, check_server, examine, expect, require, summary
-from orchestrator.supply import Supply
+from orchestrator.supply import Growth, Supply, await_room
 from tests.orchestrator.tables import write_data
 
 ROOT = Path(__file__).parents[2]
@@ -150,6 +150,24 @@ TWO = Nodes.of([Node("a", "127.0.0.2", 2, 0), Node("b", "127.0.0.3", 2, 0)])
 def look(monkeypatch: pytest.MonkeyPatch, of: Supply, *alive: Node) -> None:
     monkeypatch.setattr(supply.nodes, "present", lambda: Nodes.of(alive))
     of._look()
+
+
+def test_a_cluster_that_grows_is_asked_until_that_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [Nodes((1.0,), (0.0,)), Nodes((1.0,), (0.0,)), TWO]
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(supply.nodes, "present", lambda: found.pop(0) if len(found) > 1 else found[0])
+    monkeypatch.setattr(supply, "_request", asked.append)
+    monkeypatch.setattr(supply.time, "sleep", lambda seconds: None)
+    growth = Growth()
+    growth.take_back()
+    assert await_room([Need(workers=2, cpus=2, gpus=0)], 60.0, growth) == TWO
+    assert asked == [[{"CPU": 2}] * 2]
+    growth.take_back()
+    growth.take_back()
+    assert asked[1:] == [[]]
+    with pytest.raises(UnreachableError, match="but the cluster has 2 nodes"):
+        await_room([Need(workers=8, cpus=2, gpus=1)], 0.0, growth)
+    assert not growth.asked
 
 
 def test_room_that_is_lost_is_waited_for_and_then_said(

@@ -6,19 +6,20 @@ import contextlib
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from detector.errors import InputError, UnreachableError
-from orchestrator import nodes, session
+from orchestrator import nodes, session, supply
 from orchestrator.cancellation import is_cancelled
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, make_plan
 from orchestrator.request import SweepRequest
 from orchestrator.runs import RunStore
 from orchestrator.session import SweepOutcome, run_sweep
+from orchestrator.supply import Growth
 from orchestrator.worker import Assignment
 from tests.orchestrator.tables import BASE, write_data, write_table
 
@@ -201,6 +202,71 @@ def test_a_storage_that_is_away_for_a_moment_ends_no_sweep(
     monkeypatch.setattr(cluster, "run", wait)
     assert run_sweep(plan) == SweepOutcome("complete")
     assert capfd.readouterr().err.count("Service Unavailable") == 1
+
+
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Makes the cluster one that grows from nothing; what its autoscaler is asked for, one after the other."""
+    asked: list[str] = []
+    grown = nodes.Nodes(cpus=(1.0,), gpus=(0.0,))
+
+    @contextlib.contextmanager
+    def connected(address: str | None) -> Iterator[nodes.Nodes]:
+        try:
+            yield nodes.Nodes(cpus=(), gpus=())
+        finally:
+            asked.append("left")
+
+    def await_room(needs: Iterable[nodes.Need], wait_s: float, growth: Growth) -> nodes.Nodes:
+        growth.ask(next(iter(needs)))
+        return grown
+
+    monkeypatch.setattr(nodes, "connected", connected)
+    monkeypatch.setattr(nodes, "free_leftovers", lambda: None)
+    monkeypatch.setattr(session, "await_room", await_room)
+    monkeypatch.setattr(session, "examine_all", lambda expected, tracking_uri: grown)
+    monkeypatch.setattr(supply, "_request", lambda bundles: asked.append("nodes" if bundles else "nothing"))
+    return asked
+
+
+def test_nodes_are_asked_for_until_a_training_has_them(
+    folder: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, run = joined(monkeypatch), cluster.run
+
+    def begin(assignment: Assignment) -> None:
+        Ledger(assignment.storage).started(assignment.identity, node="n", from_step=0, hardware={})
+        until = time.monotonic() + 20
+        while "nothing" not in asked and time.monotonic() < until:
+            time.sleep(0.05)
+        asked.append("trained")
+        run(assignment)
+
+    monkeypatch.setattr(cluster, "run", begin)
+    assert run_sweep(plan_of(folder, only=("1:1",)), max_concurrent=8, wait_for_nodes_s=600) == SweepOutcome("complete")
+    assert asked == ["nodes", "nothing", "trained", "left"]
+    assert cluster.at_once == [8]
+
+
+def test_nodes_are_no_longer_asked_for_when_a_sweep_ends_before_a_training_begins(
+    folder: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = joined(monkeypatch)
+
+    def refuse(expected: object, tracking_uri: str) -> nodes.Nodes:
+        raise UnreachableError("a node lacks the storage")
+
+    monkeypatch.setattr(session, "examine_all", refuse)
+    assert run_sweep(plan_of(folder), max_concurrent=8).exit_status == 4
+    assert asked == ["nodes", "nothing", "left"]
+
+
+def test_a_cluster_that_is_not_waited_for_is_asked_for_no_more_than_it_has(
+    folder: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_sweep(plan_of(folder), max_concurrent=8, wait_for_nodes_s=600)  # on the machine itself
+    joined(monkeypatch)
+    run_sweep(plan_of(folder), fresh=True, max_concurrent=8)
+    assert cluster.at_once == [4, 1]
 
 
 def test_a_refused_sweep_leaves_nothing_of_itself(folder: Path, cluster: Cluster) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import RayTaskError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError
 
 from detector.config import TrainingConfig
 from orchestrator import nodes, recovery, trial
+from orchestrator.evaluation import EvaluationJob, evaluate_training
 from orchestrator.ledger import Ledger
 from orchestrator.nodes import Nodes
+from orchestrator.probe import UnfitNodeError, expect
 from orchestrator.recovery import WAIT_S, is_waiting
 from orchestrator.worker import Assignment
 
@@ -104,3 +109,47 @@ def test_a_training_that_waits_can_be_cancelled(assignment: Assignment, monkeypa
 
     trainer, kept = train(assignment, monkeypatch, TWO, 3, then=cancel)
     assert (trainer.left, kept) == (0, [])
+
+
+JOB = EvaluationJob("e1", "val", "d1", {}, {})
+
+
+def evaluated(assignment: Assignment, monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> tuple[int, str | None]:
+    """How often the evaluation is tried if these errors end it one after the other, and what the ledger says of it."""
+    ledger, tries = Ledger(assignment.storage), [0]
+    ledger.started("a1", node="n", from_step=0, hardware={})
+    ledger.finished("a1", Path(assignment.storage), {})
+
+    class Task:
+        def remote(self, *_: object) -> None:
+            tries[0] += 1
+
+    def get(_: object) -> None:
+        if tries[0] <= len(errors):
+            error = errors[tries[0] - 1]
+            raise RayTaskError("evaluate_training", "a traceback", error).as_instanceof_cause()
+
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda function: Task())
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(trial.time, "sleep", lambda seconds: None)
+    trial._evaluate(assignment, JOB, ledger)
+    return tries[0], ledger.record("a1", {"": "e1"}).error
+
+
+def test_an_evaluation_on_a_node_that_is_not_fit_is_tried_again(
+    assignment: Assignment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfit = UnfitNodeError("the node n2 can't be used: it doesn't see the storage")
+    assert evaluated(assignment, monkeypatch, unfit, unfit) == (3, None)
+    assert evaluated(assignment, monkeypatch, *[unfit] * 9) == (5, f"UnfitNodeError: {unfit}")
+
+
+def test_an_evaluation_that_fails_is_not_tried_again(assignment: Assignment, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert evaluated(assignment, monkeypatch, ValueError("wrong")) == (1, "ValueError: wrong")
+
+
+def test_an_evaluation_writes_nothing_on_a_node_that_is_not_fit(assignment: Assignment, tmp_path: Path) -> None:
+    expected = replace(expect(str(tmp_path), "t"), nonce="another storage's")
+    with pytest.raises(UnfitNodeError, match="it doesn't see the storage"):
+        evaluate_training(replace(assignment, expected=expected), JOB)
+    assert not (tmp_path / "trainings" / "a1" / "evaluation.log").exists()
