@@ -13,10 +13,13 @@ from tests.faults.sweeps import ROOT, Sweep
 
 
 class LocalCluster:
-    """What cluster/start_local starts: a head on 127.0.0.2, and worker nodes of one CPU; jobs write to ``storage``."""
+    """What cluster/start_local starts: a head on 127.0.0.2, and worker nodes of one CPU; jobs write to ``storage``.
 
-    def __init__(self, storage: Path, port: int) -> None:
-        self.port, self.storage = port, storage
+    A job that is stopped has ``grace`` seconds before it is killed.
+    """
+
+    def __init__(self, storage: Path, port: int, grace: int = 30) -> None:
+        self.port, self.storage, self.grace = port, storage, grace
         self.address, self.dashboard = f"127.0.0.2:{port}", f"http://127.0.0.1:{port + 2000}"
         # A socket's path must be short.
         self._folder = Path(f"/tmp/dsc-{os.getpid()}-{port}")
@@ -26,6 +29,7 @@ class LocalCluster:
         command = [sys.executable, str(ROOT / "cluster" / "start_local"), *words, "--folder", str(self._folder)]
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
         environment = kept | {"PYTHONPATH": str(ROOT), "DETSWEEP_STORAGE": str(self.storage)}
+        environment["RAY_JOB_STOP_WAIT_TIME_S"] = str(self.grace)
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -40,9 +44,9 @@ class LocalCluster:
 
 
 @contextlib.contextmanager
-def local_cluster(storage: Path, port: int) -> Iterator[LocalCluster]:
+def local_cluster(storage: Path, port: int, grace: int = 30) -> Iterator[LocalCluster]:
     """A head that trains nothing and two worker nodes."""
-    found = LocalCluster(storage, port)
+    found = LocalCluster(storage, port, grace)
     try:
         found.do("start", "--nodes=2", "--cpus=1", f"--port={port}", f"--dashboard-port={port + 2000}")
         yield found

@@ -25,7 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def measured(record_property: Callable[[str, object], None]) -> Measure:
-    """Notes what a fault cost; see ``COLUMNS``. A dash stands where something has no meaning."""
+    """Notes what a fault cost; see ``COLUMNS``. A dash stands where something has no meaning, or wasn't counted.
+
+    Duplicates and what is damaged are counted by :func:`tests.faults.counted.counted`.
+    """
 
     def note(
         fault: str,
@@ -33,8 +36,8 @@ def measured(record_property: Callable[[str, object], None]) -> Measure:
         completed: str = "yes",
         wasted: object = "–",
         seconds: float | None = None,
-        duplicates: object = 0,
-        damaged: object = 0,
+        duplicates: object = "–",
+        damaged: object = "–",
         said: str = "–",
     ) -> None:
         took = "–" if seconds is None else f"{seconds:.1f}"

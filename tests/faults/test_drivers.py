@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from orchestrator import journal
 from orchestrator.files import read_json
 from orchestrator.ledger import Ledger
+from tests.faults.counted import counted
 from tests.faults.sweeps import Sweep, executed
 
 ROWS = """  - {name: plain}
@@ -127,7 +128,7 @@ def continued_after_loss(sweep: Sweep, *, cluster: bool) -> tuple[int, float]:
 def test_a_killed_driver_is_continued_by_the_same_command(sweep, measured):
     """Fault 6."""
     wasted, seconds = continued_after_loss(sweep, cluster=False)
-    measured("6: driver killed; two trainings under way", wasted=wasted, seconds=seconds)
+    measured("6: driver killed; two trainings under way", wasted=wasted, seconds=seconds, **counted(sweep.storage))
 
 
 @pytest.mark.long
@@ -159,7 +160,7 @@ def finished(sweep: Sweep) -> str | None:
 def test_a_new_cluster_continues_what_was_lost_with_the_old_one(sweep, measured):
     """Fault 7: the driver, Ray's head and all workers go at once; only the storage stays."""
     wasted, seconds = continued_after_loss(sweep, cluster=True)
-    measured("7: cluster lost, a new one", wasted=wasted, seconds=seconds)
+    measured("7: cluster lost, a new one", wasted=wasted, seconds=seconds, **counted(sweep.storage))
 
 
 @pytest.mark.long
@@ -189,7 +190,7 @@ def test_an_interrupted_driver_closes_the_ledger_first(sweep, number, measured):
     wait_for_the_end_of(children)
     wasted = check_continued(sweep, sweep.run(0), killed=1)
     said = f"{document['error']} (ledger closed after {closed:.2f} s, runs KILLED after {killed:.2f} s)"
-    measured(f"2: {number.name}", wasted=wasted, said=said)
+    measured(f"2: {number.name}", wasted=wasted, said=said, **counted(sweep.storage))
 
 
 @pytest.mark.long
@@ -209,7 +210,7 @@ def test_twice_ends_at_once_and_is_as_resumable(sweep, measured):
     process.communicate()
     wait_for_the_end_of(children)
     wasted = check_continued(sweep, sweep.run(0), killed=1)
-    measured("2: Ctrl-C twice", wasted=wasted, said=f"(ended {ended:.2f} s after the second)")
+    measured("2: Ctrl-C twice", wasted=wasted, said=f"(ended {ended:.2f} s after the second)", **counted(sweep.storage))
 
 
 @pytest.mark.long
@@ -225,4 +226,6 @@ def test_of_two_drivers_at_once_the_second_is_refused(sweep, measured):
     assert refused.returncode == 5, error
     assert f"process {sweep.process.pid} on {os.uname().nodename}" in output
     wasted = check_continued(sweep, sweep.end(0), killed=0)
-    measured("8: two drivers at once, a folder", wasted=wasted, said=json.loads(output)["error"])
+    measured(
+        "8: two drivers at once, a folder", wasted=wasted, said=json.loads(output)["error"], **counted(sweep.storage)
+    )

@@ -16,8 +16,9 @@ from mlflow import MlflowClient
 import detector
 from detector.checkpoint_store import CheckpointStore, write_manifest
 from detector.errors import UnreachableError
-from orchestrator import journal
+from orchestrator import journal, lease
 from orchestrator.ledger import Ledger
+from tests.faults.counted import counted
 from tests.faults.servers import FlakyProxy, mlflow_server, postgresql, s3_server
 from tests.faults.sweeps import Sweep, executed
 from tests.faults.test_tracking_server import check_all_there, make_plan, opened, trainings
@@ -55,6 +56,16 @@ def test_a_sweep_in_a_bucket_survives_the_loss_of_the_machine_that_drove_it(s3, 
         process.communicate()
         psutil.wait_procs(below, timeout=60)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+        # From another machine only the storage's clock says whether the driver lives; this counts as its last sign.
+        Ledger(address).place.update("sweeps/tiny/lease.json", lambda found: found | {"boot": "another machine's"})
+        began = time.monotonic()
+        held = sweep.run(5, "--tracking-uri", database)
+        assert f"process {process.pid} on " in held["error"]
+        while Ledger(address).held("tiny"):
+            assert time.monotonic() - began < lease.STALE_S + 10
+            time.sleep(1)
+        seconds = time.monotonic() - began
+        assert seconds > lease.STALE_S - 5
         document = sweep.run(0, "--tracking-uri", database)
     finally:
         sweep.kill()
@@ -71,8 +82,9 @@ def test_a_sweep_in_a_bucket_survives_the_loss_of_the_machine_that_drove_it(s3, 
     model = detector.load(f"runs:/{row['run_id']}/model", device="cpu", tracking_uri=database)
     assert model.config.backbone == "r18"
     wasted = executed(record) - ITERATIONS
-    measured("7: machine lost, storage in a bucket", wasted=wasted)
-    measured("8: two drivers at once, a bucket", wasted=0, said=refused["error"])
+    counts = counted(address, database)
+    measured("7: machine lost, storage in a bucket", wasted=wasted, seconds=seconds, said=held["error"], **counts)
+    measured("8: two drivers at once, a bucket", wasted=0, said=refused["error"], **counts)
 
 
 def checkpoints(address: str) -> list[str]:
@@ -141,7 +153,11 @@ def test_a_sweep_goes_on_after_its_bucket_answered_503(s3, tmp_path, measured):
     wasted = executed(record) - ITERATIONS
     completed = "yes" if sweep.process.returncode == 0 and len(record.history) == 1 else "by itself or the next command"
     measured(
-        "10: bucket answers 503 for 20 s", completed=completed, wasted=wasted, said=json.loads(output)["error"] or "–"
+        "10: bucket answers 503 for 20 s",
+        completed=completed,
+        wasted=wasted,
+        said=json.loads(output)["error"] or "–",
+        **counted(address, database),
     )
 
 

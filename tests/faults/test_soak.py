@@ -21,6 +21,7 @@ from orchestrator import journal
 from orchestrator.ledger import Ledger
 from tests.faults.clusters import LocalCluster, local_cluster
 from tests.faults.conftest import Measure
+from tests.faults.counted import counted
 from tests.faults.sweeps import Sweep, executed
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(2400)]
@@ -102,5 +103,8 @@ def test_twelve_trainings_while_something_dies_every_minute(tmp_path: Path, meas
     assert sorted(run.data.tags["kind"] for run in runs) == ["row"] * 12 + ["sweep"]
     assert {run.info.status for run in runs} == {"FINISHED"}
     measured(
-        f"18: {len(killed)} deaths in {seconds:.0f} s", wasted=f"{wasted} of {12 * ITERATIONS}", said="; ".join(killed)
+        f"18: {len(killed)} deaths in {seconds:.0f} s",
+        wasted=f"{wasted} of {12 * ITERATIONS}",
+        said="; ".join(killed),
+        **counted(rough.storage),
     )

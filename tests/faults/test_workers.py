@@ -20,6 +20,7 @@ from detector.config import TrainingConfig
 from detector.data.store import open_store
 from detector.training import Hooks, train
 from orchestrator import journal
+from tests.faults.counted import counted
 from tests.faults.sweeps import Sweep, equal, weights
 
 EVERY = 5
@@ -81,7 +82,13 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(tmp_path, undi
     assert losses(sweep) == expected
     assert document["rows"][0]["step"] == 30
     recovery = second["started"] - first["ended"]
-    measured("1: worker killed", wasted=wasted((first, second))[0], seconds=recovery, said=first["error"])
+    measured(
+        "1: worker killed",
+        wasted=wasted((first, second))[0],
+        seconds=recovery,
+        said=first["error"],
+        **counted(sweep.storage),
+    )
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, measured):
@@ -108,7 +115,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, measured):
     assert losses(sweep) == expected
     said = next(line for line in log.splitlines() if "is not used" in line).split(": ", 1)[1]
     said = said.replace(str(sweep.storage), "STORAGE")
-    measured("4: one bit flipped", wasted=wasted(sweep.record().history)[0], damaged=1, said=said)
+    measured("4: one bit flipped", wasted=wasted(sweep.record().history)[0], said=said, **counted(sweep.storage))
 
 
 @pytest.mark.long
@@ -135,7 +142,13 @@ def test_a_frozen_worker_is_noticed_ended_and_replaced(tmp_path, measured):
     assert second["outcome"] == "finished"
     # The end itself is a task, for which Ray starts a process.
     assert noticed < 12 + 10, noticed
-    measured("14: worker frozen, limit 12 s", wasted=wasted(record.history)[0], seconds=noticed, said=first["error"])
+    measured(
+        "14: worker frozen, limit 12 s",
+        wasted=wasted(record.history)[0],
+        seconds=noticed,
+        said=first["error"],
+        **counted(sweep.storage),
+    )
 
 
 @pytest.mark.long
@@ -157,4 +170,4 @@ def test_killed_again_and_again_it_arrives_as_long_as_it_gets_on(tmp_path, undis
     same, expected = undisturbed(sweep)
     assert equal(weights(sweep.training()), same)
     assert losses(sweep) == expected
-    measured("1: worker killed four times", wasted=sum(wasted(record.history)))
+    measured("1: worker killed four times", wasted=sum(wasted(record.history)), **counted(sweep.storage))

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from detector.checkpoint_store import write_manifest
 from detector.errors import InputError, UnreachableError
 from orchestrator import journal, lease, objects
 from orchestrator.ledger import Ledger
 from orchestrator.objects import ObjectStore
 from orchestrator.storage import open_storage
+from orchestrator.worker import checkpoints
 from tests.faults.servers import s3_server
 
 
@@ -182,6 +184,28 @@ def test_a_journal_is_what_its_attempts_say_up_to_where_the_next_began(address, 
     second.append("a1", journal.line(40, "train", {"loss": 41.0}), durable=True)
     elsewhere()
     assert Ledger(address).journal_metrics("a1", ["loss"]) == ([20, 40], {"loss": [20.0, 41.0]})
+
+
+def test_checkpoints_are_those_of_the_newest_attempt(address, tmp_path):
+    Ledger(address).prepare()
+    claim(Ledger(address))
+    first, second = Ledger(address), Ledger(address)
+    first.started("a1", node="n1", from_step=0, hardware={})
+    assert checkpoints(first, "a1").keep(saved(tmp_path / "20", 20), 20) == "checkpoint_00000020"
+    second.started("a1", node="n2", from_step=20, hardware={})
+    with pytest.raises(lease.LeaseLostError, match="another attempt"):
+        checkpoints(first, "a1").keep(saved(tmp_path / "late", 40), 40)
+    assert checkpoints(second, "a1").newest().step == 20
+    checkpoints(second, "a1").keep(saved(tmp_path / "40", 40), 40)
+    assert checkpoints(first, "a1").steps() == [20, 40]
+
+
+def saved(folder, step):
+    """The files of a checkpoint."""
+    folder.mkdir()
+    (folder / "state.pt").write_bytes(b"state")
+    write_manifest(folder, step, None)
+    return folder
 
 
 def test_a_training_that_begins_anew_is_not_taken_for_the_one_before_it(address, elsewhere):
