@@ -55,6 +55,7 @@ class TrainingState:
         """The same, in step with those of the other processes."""
         largest_share = -(-config.schedule.batch_size // distributed.world_size())
         self._accumulates = (config.resources.micro_batch_size or largest_share) < largest_share
+        """Whether any process takes several micro-batches: the same in all of them."""
         if distributed.world_size() > 1:
             self.network = DistributedDataParallel(
                 self.local,

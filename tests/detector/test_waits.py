@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 
+from detector.layers import FrozenBatchNorm
 from detector.recipes import FAMILIES, model_config
 from detector.training import TrainingState, _batches
 from tests.detector.conftest import small_config
@@ -59,13 +60,14 @@ def test_what_does_not_wait_is_not_counted():
 
 
 def prepared(config, store, device="cpu"):
-    state = TrainingState(config, store, torch.device(device))
+    state = TrainingState(config, store, torch.device(device), pretrained=False)
     return state, list(_batches(config, store, start=0, stop=3))
 
 
 def of_family(family, **changes):
+    """As the recipes have it: frozen normalisation, stem and first stage, on channels-last tensors."""
     model = model_config(f"{family}_r18").model_dump(mode="json")
-    model |= {"weights": "none", "neck": model["neck"] | {"channels": 64}}
+    model |= {"weights": "imagenet", "norm": "frozen_bn", "neck": model["neck"] | {"channels": 64}}
     model["head"]["convolutions"] = 1
     return small_config(model=model, **changes)
 
@@ -73,6 +75,10 @@ def of_family(family, **changes):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_step_waits(generated, family):
     state, batches = prepared(of_family(family), generated[0])
+    backbone = state.model.network.backbone
+    assert not backbone.conv1.weight.requires_grad
+    assert isinstance(backbone.bn1, FrozenBatchNorm)
+    assert backbone.layer2[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     for micro_batches in batches:
         with Waits() as names:
             state.window.add(state.update(micro_batches), images=4)
@@ -84,7 +90,7 @@ def test_no_step_waits(generated, family):
     [{}, {"ema": 0.9}, {"optimizer": "adamw", "clip_norm": 1.0, "precision": "bfloat16"}],
 )
 def test_a_logged_step_waits_once(generated, schedule):
-    config = small_config(schedule=schedule, resources={"micro_batch_size": 2})
+    config = small_config(model={"norm": "gn"}, schedule=schedule, resources={"micro_batch_size": 2})
     state, batches = prepared(config, generated[0])
     for micro_batches in batches:
         with Waits() as names:

@@ -24,7 +24,7 @@ def readers() -> list[threading.Thread]:
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """As if there were a device, as far as the loader asks; the ids of pixels that were pinned."""
+    """As if there were a device, as far as the loader asks; the shapes of pixels that were pinned."""
     pinned: list[torch.Size] = []
 
     def pin(tensor):
@@ -50,23 +50,19 @@ def read(store, start=0):
 
 
 def test_items_come_in_order_and_one_is_made_ahead():
-    made, ahead = [], []
-    ready = threading.Event()
+    made = [threading.Event() for _ in range(5)]
+    by = []
 
     def make(key):
-        made.append((key, threading.current_thread().name.startswith("reading")))
-        ready.set()
+        by.append(threading.current_thread().name.startswith("reading"))
+        made[key].set()
         return key
 
-    for key in one_ahead(make, range(4)):
-        if key < 3:
-            assert ready.wait(10)
-        while len(made) < min(key + 2, 4):
-            pass
-        ahead.append(len(made))
-        ready.clear()
-    assert made == [(key, True) for key in range(4)]
-    assert ahead == [2, 3, 4, 4]
+    for place, key in enumerate(one_ahead(make, range(4))):
+        assert key == place
+        assert key == 3 or made[key + 1].wait(10)
+        assert not any(each.is_set() for each in made[key + 2 :])
+    assert by == [True] * 4
     assert not readers()
 
 
