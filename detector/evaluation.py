@@ -109,11 +109,12 @@ def evaluate(
     share = len(range(distributed.rank(), len(store), distributed.world_size()))
     progress = Progress(share, label) if distributed.rank() == 0 and label else None
     found: list[Results] = []
-    for index, seen in detected:
-        found.append(Results.of_image(seen, int(store.image_ids[index])))
-        if progress:
-            progress.update(len(found))
-        tell()
+    with contextlib.closing(batches):
+        for index, seen in detected:
+            found.append(Results.of_image(seen, int(store.image_ids[index])))
+            if progress:
+                progress.update(len(found))
+            tell()
     if progress:
         progress.close()
     gathered = distributed.collect((Results.together(found), fixed.found))

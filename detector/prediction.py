@@ -106,8 +106,8 @@ def predict(
     An image is a path, a PIL image, a uint8 RGB array (H, W, 3) or a uint8 tensor (3, H, W). Boxes are in pixels of the
     original image. ``score_threshold`` None is the recipe's rule (class scores above 0.05 are ranked); a number also
     bounds the scores that are returned. With ``class_agnostic`` boxes of all classes suppress each other. ``flip`` and
-    ``scales`` (short sides in pixels) look several times and merge; ``precision`` "bfloat16" is faster on a GPU.
-    Raises InputError, naming the image, for one that can't be read, and for options that mean nothing.
+    ``scales`` (short sides in pixels) look several times and merge; ``precision`` "bfloat16" is faster on CPUs that
+    multiply it. Raises InputError, naming the image, for one that can't be read, and for options that mean nothing.
     """
     options = Options(
         score_threshold=score_threshold,

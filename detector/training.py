@@ -7,7 +7,7 @@ micro-batches, and the collectives stand outside any branch that depends on one 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
@@ -104,7 +104,8 @@ def train(
     if resume_from is not None:
         state.load(resume_from)
     batches = _batches(config, train_store, start=state.step, stop=config.schedule.max_iterations)
-    with CheckpointWriter((config.checkpoint.every or 0) // RUN_AHEAD, hooks.busy) as writer:
+    writing = CheckpointWriter((config.checkpoint.every or 0) // RUN_AHEAD, hooks.busy)
+    with contextlib.closing(batches), writing as writer:
         return _steps(state, state.window.waiting(batches), val_store, writer, folder, hooks)
 
 
@@ -173,7 +174,7 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _batches(config: TrainingConfig, store: Store, *, start: int, stop: int) -> Iterator[list[Batch]]:
+def _batches(config: TrainingConfig, store: Store, *, start: int, stop: int) -> Generator[list[Batch], None, None]:
     return training_batches(
         store,
         config.data,

@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from detector import distributed
+from detector.average import PREFIX, Average
 from detector.breakdown import Breakdown, loud
 from detector.checkpoints import load_state, save_model, save_state
 from detector.config import TrainingConfig
@@ -45,7 +45,7 @@ class TrainingState:
         self.model.train()
         self.optimizer = build_optimizer(config.schedule, self.model.network)
         decay = config.schedule.ema
-        self.average = AveragedModel(self.model.network, multi_avg_fn=self._average) if decay is not None else None
+        self.average = Average(self.model.network, decay) if decay is not None else None
         self.breakdown = Breakdown(device)
         self.window = Window()
         # Evaluation has other shapes, and other kernels: it is left as it is.
@@ -55,6 +55,7 @@ class TrainingState:
         """The same, in step with those of the other processes."""
         largest_share = -(-config.schedule.batch_size // distributed.world_size())
         self._accumulates = (config.resources.micro_batch_size or largest_share) < largest_share
+        """Whether any process takes several micro-batches: the same in all of them."""
         if distributed.world_size() > 1:
             self.network = DistributedDataParallel(
                 self.local,
@@ -101,7 +102,7 @@ class TrainingState:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update_parameters(self.model.network)
+            self.average.update(self.model.network, self.breakdown.flag)
         self.step += 1
         assert totals is not None
         share = 1 / distributed.world_size()  # equal on all processes, and summed over them when logged
@@ -114,13 +115,6 @@ class TrainingState:
         targets = self._targets(outputs, batch, 0.0)
         losses = self.model.criterion.losses(outputs, targets, targets.totals)
         torch.stack(list(losses.values())).sum().backward()
-
-    def _average(self, averaged: Any, current: Any, _: Any) -> None:
-        """averaged += (1 - decay) * (current - averaged), or nothing after a breakdown."""
-        assert self.config.schedule.ema is not None
-        change = torch._foreach_sub(current, averaged)
-        torch._foreach_mul_(change, (1 - self.config.schedule.ema) * (1 - self.breakdown.flag))
-        torch._foreach_add_(averaged, change)
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients are summed over the processes with the last micro-batch alone."""
@@ -217,9 +211,8 @@ class Snapshot:
         """Writes model/, state.pt and step.json."""
         weights = self.state["network"]
         if self.state["average"] is not None:
-            prefix = "module."
             averaged = self.state["average"].items()
-            weights = {key.removeprefix(prefix): value for key, value in averaged if key.startswith(prefix)}
+            weights = {key.removeprefix(PREFIX): value for key, value in averaged if key.startswith(PREFIX)}
         save_model(self.model, folder / "model", weights)
         save_state(folder, self.state, self.step)
 

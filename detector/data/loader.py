@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from detector.config import DataConfig
+from detector.data.ahead import one_ahead
 from detector.data.jpeg import decode
 from detector.data.plans import ORDER_STREAM, ImagePlan, padded_size, plan_image
 from detector.data.store import Store
@@ -118,13 +119,13 @@ def training_batches(
     micro_batch_size: int | None = None,
     loader_workers: int = 0,
     loader_threads: int = 1,
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     """For each step from ``start`` to before ``stop``, this rank's share of the global batch, in micro-batches.
 
     The share is the contiguous slice ``rank * B // world_size`` to ``(rank + 1) * B // world_size``. All micro-batches
     of all ranks have one padded size, that of the global batch. ``loader_workers`` processes of ``loader_threads`` each
-    read ahead; without any, a batch is read when it is asked for. InputError where no image can be trained on, or where
-    one has become unreadable.
+    read ahead; without any, a batch is read when it is asked for, or, where there is a CUDA device, by a thread while
+    the one before it is used. InputError where no image can be trained on, or where one has become unreadable.
     """
     indices = store.training_indices(data.keep_empty)
     if not len(indices):
@@ -169,7 +170,7 @@ def evaluation_batches(
     batch_size: int = 1,
     loader_workers: int = 0,
     loader_threads: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches of images with equal padded size, each image exactly once over all ranks.
 
     Batches are made before they are dealt out to the ranks, so that an image has the same company in any world.
@@ -232,7 +233,15 @@ def _canvas(count: int, size: tuple[int, int], dtype: torch.dtype) -> torch.Tens
     return torch.empty(0, dtype=dtype).set_(storage).view(shape).permute(0, 3, 1, 2)
 
 
-def _read(make: Callable[[int], T], keys: range, processes: int, *, fork: bool, threads: int = 1) -> Iterator[T]:
+def _read(
+    make: Callable[[int], T], keys: range, processes: int, *, fork: bool, threads: int = 1
+) -> Generator[T, None, None]:
+    if processes == 0 and torch.cuda.is_available():
+        log.info("no loader process: images are read one batch ahead, by %d threads", torch.get_num_threads())
+        # In a thread that knew no device, page-locked memory would open the first one.
+        same_device = partial(torch.cuda.set_device, torch.cuda.current_device())
+        yield from one_ahead(lambda key: _pinned(make(key)), keys, same_device)
+        return
     if processes == 0:
         log.info("no loader process: images are read when they are asked for, by %d threads", torch.get_num_threads())
         yield from map(make, keys)
@@ -259,6 +268,11 @@ def _read(make: Callable[[int], T], keys: range, processes: int, *, fork: bool, 
         if isinstance(item, InputError):
             raise item
         yield item
+
+
+def _pinned(item: Any) -> Any:
+    """A batch, or a list of them, in page-locked memory."""
+    return [each.pin_memory() for each in item] if isinstance(item, list) else item.pin_memory()
 
 
 class _Items(Dataset[Any]):

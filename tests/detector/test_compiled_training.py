@@ -10,6 +10,9 @@ from detector.errors import InputError
 from detector.training import TrainingState, _batches
 from tests.detector.conftest import small_config
 
+# Random weights with GroupNorm, and as the recipes have it: frozen normalisation in place, on channels-last tensors.
+BACKBONES = [{"norm": "gn"}, {"weights": "imagenet", "norm": "frozen_bn"}]
+
 
 @pytest.fixture(autouse=True)
 def fresh():
@@ -20,7 +23,7 @@ def fresh():
 
 def steps(config, store, count=2):
     """Losses of the first steps, and the weights after them."""
-    state = TrainingState(config, store, torch.device("cpu"))
+    state = TrainingState(config, store, torch.device("cpu"), pretrained=False)
     losses = [state.update(batches) for batches in _batches(config, store, start=0, stop=count)]
     return losses, state.model.network.state_dict()
 
@@ -37,7 +40,8 @@ def configs(**changes):
     return [small_config(resources={"compile": compile}, **changes) for compile in (False, True)]
 
 
-def test_a_traced_step_is_the_same_step(generated, monkeypatch):
+@pytest.mark.parametrize("model", BACKBONES)
+def test_a_traced_step_is_the_same_step(generated, monkeypatch, model):
     """With a compiler that leaves the graph as it was traced, forward and backward."""
     graphs = []
 
@@ -49,15 +53,17 @@ def test_a_traced_step_is_the_same_step(generated, monkeypatch):
         return torch.compile(network, backend=leave)
 
     monkeypatch.setattr(training_state, "compiled", traced)
-    plain, compiled = configs(data={"short_side": [64, 96]})
+    plain, compiled = configs(model=model, data={"short_side": [64, 96]})
     compare(steps(plain, generated[0], 4), steps(compiled, generated[0], 4))
     assert 1 <= len(graphs) <= 2  # one for the first size, at most one for all others
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", BACKBONES)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_compiled_step_is_the_same_step(generated, precision):
-    plain, compiled = (steps(config, generated[0]) for config in configs(schedule={"precision": precision}))
+def test_a_compiled_step_is_the_same_step(generated, precision, model):
+    both = configs(model=model, schedule={"precision": precision})
+    plain, compiled = (steps(config, generated[0]) for config in both)
     if precision == "float32":
         compare(plain, compiled)
         return
@@ -71,4 +77,4 @@ def test_what_can_not_be_compiled_is_one_sentence(generated, monkeypatch):
 
     monkeypatch.setattr(training_state, "compiled", lambda network: torch.compile(network, backend=fail))
     with pytest.raises(InputError, match=r"resources.compile is true, but .*or set resources.compile=false"):
-        steps(configs()[1], generated[0], 1)
+        steps(configs(model=BACKBONES[0])[1], generated[0], 1)

@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 
+from detector.layers import FrozenBatchNorm
 from detector.recipes import FAMILIES, model_config
 from detector.training import TrainingState, _batches
 from tests.detector.conftest import small_config
@@ -38,6 +39,9 @@ ROWS = torch.arange(12.0).view(3, 4)
         lambda: torch.equal(ROWS, ROWS + 1),
         lambda: ROWS.new_tensor([1.0, 2.0]),
         lambda: torch.tensor([1.0], device=ROWS.device),
+        lambda: ROWS.to("cpu"),
+        lambda: ROWS.to(device=ROWS.device),
+        lambda: ROWS.clone().copy_(ROWS),
     ],
 )  # fmt: skip
 def test_what_waits_is_counted(wait):
@@ -51,17 +55,19 @@ def test_what_does_not_wait_is_not_counted():
         kept = torch.where(ROWS > 3, ROWS, 0.0).sum(1) + ROWS[torch.tensor([0, 2, 1])].amax(1)
         kept.scatter(0, torch.arange(3), kept.neg()).repeat_interleave(3)
         ROWS.masked_fill(ROWS > 2, 1.0)[:, 1:]
+        ROWS.to(torch.bfloat16).to(ROWS.device, non_blocking=True).copy_(ROWS, non_blocking=True)
     assert names == []
 
 
 def prepared(config, store, device="cpu"):
-    state = TrainingState(config, store, torch.device(device))
+    state = TrainingState(config, store, torch.device(device), pretrained=False)
     return state, list(_batches(config, store, start=0, stop=3))
 
 
 def of_family(family, **changes):
+    """As the recipes have it: frozen normalisation, stem and first stage, on channels-last tensors."""
     model = model_config(f"{family}_r18").model_dump(mode="json")
-    model |= {"weights": "none", "neck": model["neck"] | {"channels": 64}}
+    model |= {"weights": "imagenet", "norm": "frozen_bn", "neck": model["neck"] | {"channels": 64}}
     model["head"]["convolutions"] = 1
     return small_config(model=model, **changes)
 
@@ -69,6 +75,10 @@ def of_family(family, **changes):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_step_waits(generated, family):
     state, batches = prepared(of_family(family), generated[0])
+    backbone = state.model.network.backbone
+    assert not backbone.conv1.weight.requires_grad
+    assert isinstance(backbone.bn1, FrozenBatchNorm)
+    assert backbone.layer2[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     for micro_batches in batches:
         with Waits() as names:
             state.window.add(state.update(micro_batches), images=4)
@@ -76,12 +86,11 @@ def test_no_step_waits(generated, family):
 
 
 @pytest.mark.parametrize(
-    # An average counts its updates on the CPU, which asking doesn't wait for but looks as if it did.
     "schedule",
-    [{}, {"optimizer": "adamw", "clip_norm": 1.0, "precision": "bfloat16"}],
+    [{}, {"ema": 0.9}, {"optimizer": "adamw", "clip_norm": 1.0, "precision": "bfloat16"}],
 )
 def test_a_logged_step_waits_once(generated, schedule):
-    config = small_config(schedule=schedule, resources={"micro_batch_size": 2})
+    config = small_config(model={"norm": "gn"}, schedule=schedule, resources={"micro_batch_size": 2})
     state, batches = prepared(config, generated[0])
     for micro_batches in batches:
         with Waits() as names:
@@ -93,9 +102,17 @@ def test_a_logged_step_waits_once(generated, schedule):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, whose waits torch counts itself")
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_on_cuda_no_step_waits_and_a_logged_one_does_once(generated, family, precision):
-    config = of_family(family, schedule={"precision": precision})
+@pytest.mark.parametrize(
+    ("schedule", "micro_batch_size"),
+    [
+        ({}, None),
+        ({"precision": "bfloat16"}, None),
+        ({"ema": 0.9}, 2),
+        ({"ema": 0.9, "optimizer": "adamw", "clip_norm": 1.0, "precision": "bfloat16"}, 2),
+    ],
+)
+def test_on_cuda_no_step_waits_and_a_logged_one_does_once(generated, family, schedule, micro_batch_size):
+    config = of_family(family, schedule=schedule, resources={"micro_batch_size": micro_batch_size})
     state, batches = prepared(config, generated[0], "cuda")
     batches = [[batch.pin_memory() for batch in micro_batches] for micro_batches in batches]
     state.window.add(state.update(batches[0]), images=4)  # what is set up once may wait

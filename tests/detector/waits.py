@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 # Copies between host and device, which operators of the CPU don't show.
 FUNCTIONS = {"tolist", "cpu", "numpy", "__array__", "new_tensor"}
 FACTORIES = {"tensor", "as_tensor", "asarray"}
+# And these unless they are told not to; ``to`` where it names a device.
+MOVES = {"to", "cuda", "copy_"}
+# Torch's own moves of gradients' norms and of ``found_inf``, to the device that they are on.
+MOVES_NOTHING = {"torch.nn.utils.clip_grad", "torch.optim.sgd", "torch.optim.adam", "torch.optim.adamw"}
 
 
 class Waits:
@@ -60,7 +65,20 @@ class _Functions(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if name in FUNCTIONS or (name in FACTORIES and (kwargs or {}).get("device") is not None):
             self._names.append(name)
+        if name in MOVES and _caller() not in MOVES_NOTHING and _blocks(name, args, kwargs or {}):
+            self._names.append(name)
         return function(*args, **(kwargs or {}))
+
+
+def _caller() -> str:
+    """The module that has called a function of torch, as seen by the mode's method."""
+    return sys._getframe(2).f_globals["__name__"]
+
+
+def _blocks(name: str, args: tuple, options: dict[str, Any]) -> bool:
+    if options.get("non_blocking"):
+        return False
+    return name != "to" or "device" in options or any(isinstance(each, torch.device | str | int) for each in args[1:2])
 
 
 def _is_mask(index: Any) -> bool:
