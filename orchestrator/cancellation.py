@@ -112,7 +112,7 @@ def end_gracefully(ledger: Ledger, identities: Iterable[str], trials: threading.
         found = ((one, ledger.place.read(_key(one))) for one in identities)
         return [one for one, status in found if status and any("outcome" not in each for each in status["attempts"])]
 
-    left = list(identities)
+    left = [identity for identity in identities if ledger.exists(identity)]
     for identity in left:
         ledger.stop(identity)
     grace = Grace(lambda: [_counts(ledger, identity) for identity in left])
