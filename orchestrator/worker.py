@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import logging
 import platform
 import socket
@@ -86,9 +87,11 @@ def work(settings: dict[str, Any]) -> dict[str, Any]:
     place, timeout = open_storage(assignment.storage), assignment.training_config.resources.stall_timeout_s
     # From here on, so that one that never comes to the others' meeting is missed.
     with Heartbeat(place, assignment.identity, settings["launch"], context.get_world_rank(), timeout) as heartbeat:
-        with heartbeat.busy():
-            import torch  # noqa: F401  takes seconds, and waits for nobody
+        with heartbeat.busy():  # takes seconds, and waits for nobody
+            for name in ("detector.training", "detector.evaluation", "orchestrator.caching"):
+                importlib.import_module(name)
         with process_group(gpus=assignment.gpus_per_worker > 0):
+            heartbeat.beat()
             return _work(settings, context, heartbeat)
 
 
