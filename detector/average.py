@@ -27,7 +27,8 @@ class Average:
 
         ``flag``: a scalar on the device; where it is 1 nothing changes.
         """
-        averaged, current = list(self.module.parameters()), list(network.parameters())
+        averaged: list[Tensor] = list(self.module.parameters())
+        current: list[Tensor] = list(network.parameters())
         if self.count == 0:
             torch._foreach_copy_(averaged, current)
         else:
