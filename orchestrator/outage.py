@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 
 from detector.errors import UnreachableError
 
-
 PAUSE_S = 1.0
 
 
