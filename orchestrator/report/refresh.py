@@ -7,6 +7,7 @@ import threading
 import time
 from types import TracebackType
 
+from detector.errors import UnreachableError
 from orchestrator.lease import LeaseLostError
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
@@ -45,6 +46,8 @@ class Refresh:
                 self._write()
             except LeaseLostError:
                 return  # the sweep, and its report, are another driver's
+            except UnreachableError as error:  # the next one follows when the storage is back
+                log.warning("the report of %s could not be written while it runs: %s", self._plan.key, error)
             except Exception:
                 log.exception("the report of %s could not be written while it runs", self._plan.key)
             pause = max(self._every, (time.monotonic() - began) / SHARE)
