@@ -1,13 +1,30 @@
-"""A storage that is away for a moment, such as a bucket that answers 503: who only looks at it goes on meanwhile."""
+"""A storage that is away for a moment, such as a bucket that answers 503: who only looks at it goes on meanwhile, and
+who needs it waits.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from detector.errors import UnreachableError
+
+PAUSE_S = 1.0
+
+
+def wait_out(look: Callable[[], object], most_s: float) -> None:
+    """Waits until ``look`` raises no ``UnreachableError`` any more, or raises that after ``most_s`` seconds."""
+    until = time.monotonic() + most_s
+    while True:
+        try:
+            look()
+            return
+        except UnreachableError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(PAUSE_S)
 
 
 class Outage:

@@ -19,7 +19,9 @@ from orchestrator import nodes
 from orchestrator.cancellation import is_cancelled
 from orchestrator.evaluation import EvaluationJob, evaluate_training
 from orchestrator.heartbeat import Watch, read_signs
+from orchestrator.lease import STALE_S
 from orchestrator.ledger import Ledger
+from orchestrator.outage import wait_out
 from orchestrator.probe import UnfitNodeError
 from orchestrator.recovery import ERROR_RETRIES, WAIT_S, Retries, Waiting, cause, chain, is_lost, is_waiting, sentence
 from orchestrator.worker import Assignment, checkpoints, work
@@ -50,6 +52,7 @@ def run_trial(params: dict[str, Any], *, assignments: dict[str, Assignment]) -> 
     ledger = Ledger(assignment.storage, assignment.fence)
     for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    _await_storage(ledger, assignment.identity)
     if not ledger.record(assignment.identity).trained:
         _train(assignment, ledger)
     if ledger.record(assignment.identity).trained:
@@ -77,9 +80,11 @@ def _train(assignment: Assignment, ledger: Ledger) -> None:
                 result = _trainer(assignment, ledger, launch).fit()
             if result.return_value is None:
                 raise RuntimeError("the training ended without a result")
+            _await_storage(ledger, identity)
             _keep(assignment, ledger, result.return_value)
             return
         except TrainingFailedError as error:
+            _await_storage(ledger, identity)  # which may be what has failed
             if is_cancelled(ledger, identity):
                 break
             if is_waiting(error):
@@ -100,6 +105,10 @@ def _train(assignment: Assignment, ledger: Ledger) -> None:
         except (OSError, RuntimeError) as error:
             ledger.failed(identity, sentence(error))
             return
+
+
+def _await_storage(ledger: Ledger, identity: str) -> None:
+    wait_out(lambda: ledger.record(identity), STALE_S)
 
 
 def _need(assignment: Assignment) -> nodes.Need:

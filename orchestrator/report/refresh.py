@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from detector.errors import UnreachableError
 from orchestrator.lease import LeaseLostError
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
@@ -47,6 +48,8 @@ class Refresh:
                 self._write()
             except LeaseLostError:
                 return  # the sweep, and its report, are another driver's
+            except UnreachableError as error:  # the next one follows when the storage is back
+                log.warning("the report could not be written while the sweep runs: %s", error)
             except Exception:
                 log.exception("the report could not be written while the sweep runs")
             pause = max(self._every, (time.monotonic() - began) / SHARE)

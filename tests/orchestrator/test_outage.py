@@ -6,7 +6,7 @@ import pytest
 
 from detector.errors import UnreachableError
 from orchestrator import outage
-from orchestrator.outage import Outage
+from orchestrator.outage import Outage, wait_out
 
 
 def test_a_storage_may_be_away_for_a_while_each_time(
@@ -35,3 +35,20 @@ def test_a_storage_may_be_away_for_a_while_each_time(
 def test_other_errors_are_raised_at_once() -> None:
     with pytest.raises(KeyError), Outage(60.0).borne():
         raise KeyError("x")
+
+
+def test_who_needs_a_storage_waits_for_it_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, looks = [0.0], [0]
+    monkeypatch.setattr(outage.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(outage.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+    def look() -> None:
+        looks[0] += 1
+        if now[0] < 30:
+            raise UnreachableError("503")
+
+    wait_out(look, 60.0)
+    assert looks == [31]
+    now[0] = 0.0
+    with pytest.raises(UnreachableError):
+        wait_out(look, 20.0)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from detector.errors import UnreachableError
 from orchestrator import journal
 from orchestrator.lease import LeaseLostError
 from orchestrator.ledger import Ledger
@@ -63,20 +64,29 @@ def test_it_is_written_at_once_and_again_when_something_has_happened(
     assert not ledger.looks(plan.key), "an unfinished table is no look at verdicts"
 
 
+@pytest.mark.parametrize(
+    ("error", "traceback"),
+    [(OSError(28, "No space left on device"), True), (UnreachableError("the storage can't be used"), False)],
+)
 def test_what_goes_wrong_is_logged_and_tried_again(
-    running: tuple[Plan, Ledger], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    running: tuple[Plan, Ledger],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    traceback: bool,
 ) -> None:
     tries: list[int] = []
 
     def fail(*_: object) -> dict[str, Path]:
         tries.append(1)
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(refresh, "write_report", fail)
     monkeypatch.setattr(refresh, "SHARE", 1e9)
     with Refresh(lambda: running[0], running[1], every=0.01):
         until(lambda: len(tries) > 2)
-    assert "No space left on device" in caplog.text
+    assert str(error) in caplog.text
+    assert ("Traceback" in caplog.text) is traceback
 
 
 def test_a_driver_that_lost_its_sweep_writes_no_report(

@@ -11,9 +11,10 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.train.v2.api.exceptions import ControllerError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from detector.config import TrainingConfig
+from detector.errors import UnreachableError
 from orchestrator import nodes, recovery, trial
 from orchestrator.evaluation import EvaluationJob, evaluate_training
 from orchestrator.ledger import Ledger
@@ -109,6 +110,31 @@ def test_a_training_that_waits_can_be_cancelled(assignment: Assignment, monkeypa
 
     trainer, kept = train(assignment, monkeypatch, TWO, 3, then=cancel)
     assert (trainer.left, kept) == (0, [])
+
+
+def test_what_failed_since_the_storage_was_away_is_written_down_when_it_is_back(
+    assignment: Assignment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, away = Ledger.record, [3]
+
+    def look(ledger: Ledger, identity: str, evaluations: Any = None) -> Any:
+        if away[0] > 0:
+            away[0] -= 1
+            raise UnreachableError("503")
+        return record(ledger, identity, evaluations)
+
+    class Failing(Trainer):
+        def fit(self) -> Trainer:
+            raise WorkerGroupError("...", {0: UnreachableError("the checkpoint of step 5 can't be written")})
+
+    ledger = Ledger(assignment.storage)
+    monkeypatch.setattr(Ledger, "record", look)
+    monkeypatch.setattr("orchestrator.outage.PAUSE_S", 0.01)
+    monkeypatch.setattr(trial, "_trainer", lambda *_: Failing(0, [0.0]))
+    monkeypatch.setattr(trial, "Watch", lambda *_: Unwatched())
+    trial._train(assignment, ledger)
+    assert away == [0]
+    assert ledger.record("a1").error == "the checkpoint of step 5 can't be written"
 
 
 JOB = EvaluationJob("e1", "val", "d1", {}, {})
