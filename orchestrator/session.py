@@ -322,10 +322,13 @@ class Pass:
         return tuple(jobs.values())
 
     def _run_tune(self, assignments: dict[str, Assignment], at_once: int) -> None:
-        from ray import tune
+        try:
+            from ray import tune
 
-        from orchestrator.trial import run_trial
-
+            from orchestrator.trial import run_trial
+        except BaseException as error:  # a thread's end says nothing by itself
+            self._broken = error
+            return
         trial = functools.partial(run_trial, assignments=assignments)
         self._tuned(trial, at_once=at_once, param_space={"identity": tune.grid_search(self._claimed)})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -281,3 +282,17 @@ def test_a_refused_sweep_leaves_nothing_of_itself(folder: Path, cluster: Cluster
     assert not plan.folder.exists()
     assert not (plan.storage / "mlflow.db").exists()
     assert cluster.trained == []
+
+
+def test_a_package_that_can_not_be_imported_is_said_and_fails_no_row(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune = session.Pass._run_tune
+    Cluster(monkeypatch)
+    monkeypatch.setattr(session.Pass, "_run_tune", tune)
+    monkeypatch.setitem(sys.modules, "orchestrator.trial", None)
+    outcome = run_sweep(plan_of(folder))
+    assert (outcome.status, outcome.exit_status) == ("unreachable", 4)
+    assert "the cluster stopped scheduling (import of orchestrator.trial halted" in (outcome.error or "")
+    states = {Ledger(folder / "storage").record(identity).state for identity in plan_of(folder).trainings}
+    assert states == {"pending"}
