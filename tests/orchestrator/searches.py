@@ -16,6 +16,9 @@ from orchestrator.files import read_json
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, PlannedRow, make_plan
 from orchestrator.request import SweepRequest
+from orchestrator.results import result_rows
+from orchestrator.search import run_search
+from orchestrator.session import SweepOutcome
 from orchestrator.worker import Assignment
 from tests.orchestrator.tables import BASE, write_data, write_table
 
@@ -159,3 +162,18 @@ class Tuned:
         ledger.evaluated(identity, job.key, results, {"AP": top}, job.settings)
         ledger.finished(identity, results, {"loss": 1.0})
         ledger.release(identity)
+
+
+def height(values: dict[str, Any]) -> float:
+    """Highest at a weight of 1.5 and 9 candidates; seeds differ a little, but every row alike."""
+    return 30 - 8 * abs(values["weight"] - 1.5) - 0.5 * abs(values["topk"] - 9) + 0.1 * (values["seed"] % 3)
+
+
+def search(folder: Path, *, fresh: bool = False, **options: Any) -> tuple[Plan, SweepOutcome]:
+    request = request_of(folder, **options)
+    outcome = run_search(make_plan(request), lambda: make_plan(request), fresh=fresh)
+    return make_plan(request), outcome
+
+
+def rows_of(plan: Plan) -> dict[tuple[str, int], dict[str, Any]]:
+    return {(one["row"], one["seed"]): one for one in result_rows(plan.whole, Ledger(plan.storage))}

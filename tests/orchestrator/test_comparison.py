@@ -1,4 +1,4 @@
-"""What the report says of pairs of rows, from results that are stated by hand: verdicts, looks, images and order."""
+"""What the report says of pairs of rows, from results that are stated by hand: verdicts and order."""
 
 from __future__ import annotations
 
@@ -8,61 +8,19 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from orchestrator.comparison import Comparison, compare
-from orchestrator.looks import EVERY_ROW, Look
+from orchestrator.comparison import compare
 from orchestrator.plan import Plan, make_plan
 from orchestrator.report import terminal_table, write_report
 from orchestrator.report.changed import sections
 from orchestrator.report.evidence import Evidence
-from orchestrator.report.forest import forest
-from orchestrator.report.page import page
-from orchestrator.report.pairs import documents, looks_document, order_note, pair_cells, pair_notes
+from orchestrator.report.pairs import documents, order_note, pair_cells, pair_notes
 from orchestrator.report.table import make_table
 from orchestrator.report.text import markdown, terminal
 from orchestrator.request import SweepRequest
-from orchestrator.resampling import Resampled
+from tests.orchestrator.comparisons import AP, TABLE, finished, plan_of, verdicts
 from tests.orchestrator.tables import BASE, MemoryLedger, write_data, write_table
-
-TABLE = """\
-name: tiny
-title: A tiny table
-base: small
-rows:
-  - {name: plain, set: {model.assigner.predicted_weight: 0}, paper: {AP: 39.0}}
-  - {name: half, set: {model.assigner.predicted_weight: 0.5}, paper: {AP: 39.1}}
-  - {name: both, set: {model.assigner.predicted_weight: 1}, paper: {AP: 41.0}}
-  - {name: up, set: {model.assigner.predicted_weight: up}}
-compare: [[both, plain], [half, plain], [up, plain]]
-seeds: [0, 1, 2]
-"""
-AP = {"plain": (30.0, 30.3, 30.1), "half": (30.1, 30.2, 30.3), "both": (32.1, 32.2, 32.3), "up": (30.0, 30.2, 30.4)}
-
-
-def plan_of(folder: Path, table: str = TABLE, **options: object) -> Plan:
-    write_data(folder / "data", splits=("train", "val", "elsewhere"))
-    path = write_table(folder, table, base=BASE + f"data.root: {folder / 'data'}\n")
-    return make_plan(SweepRequest(str(path), storage=str(folder / "storage"), **options))  # type: ignore[arg-type]
-
-
-def finished(plan: Plan, figures: dict[str, tuple[float, ...]] = AP) -> MemoryLedger:
-    ledger = MemoryLedger()
-    seeds = tuple(dict.fromkeys(row.seed for row in plan.rows))
-    for row in plan.row_names:
-        for seed in seeds:
-            ledger.state(plan, row, "finished", seed=seed, AP=figures[row][seed % 3])
-    return ledger
-
-
-def verdicts(comparison: Comparison) -> dict[str, str]:
-    return {pair.name: pair.judgement.verdict if pair.judgement else pair.verdict for pair in comparison.pairs}
-
-
-def look_of(plan: Plan, *seeds: int) -> Look:
-    """A look at which all rows had ``seeds``."""
-    return dict.fromkeys(plan.row_names, seeds)
 
 
 @pytest.fixture
@@ -245,114 +203,6 @@ def test_pairs_of_rows_that_are_not_selected_count_in_the_adjustment(tmp_path: P
     assert three.p_adjusted == pytest.approx(3 * one.p_adjusted)
 
 
-def test_a_look_is_remembered_once_and_leaves_less_to_the_next(tmp_path: Path) -> None:
-    first = plan_of(tmp_path, seeds=(0, 1))
-    ledger = finished(first)
-    assert ledger.seen == []
-    write_report(first, ledger)
-    write_report(first, ledger)
-    assert ledger.seen == [look_of(first, 0, 1)]
-    second = plan_of(tmp_path, seeds=(0, 1, 2))
-    fresh, later = finished(second), finished(second)
-    later.seen = [look_of(second, 0, 1)]
-    p_fresh, p_later = (compare(second, ledger).pairs[0].judgement for ledger in (fresh, later))
-    assert p_fresh is not None
-    assert p_later is not None
-    # Of 0.05: 2/3 after three seeds, of which 1/2 was gone after two; 2/3 - 1/2 = 1/6.
-    assert p_later.p_adjusted == pytest.approx(4 * p_fresh.p_adjusted)
-    write_report(second, later)
-    assert later.seen == [look_of(second, 0, 1), look_of(second, 0, 1, 2)]
-    comparison = compare(second, later)
-    assert any("looked at 2 times (at 2, 3 seeds)" in note for note in pair_notes(comparison))
-    assert [look["pairs"][0]["level"] for look in looks_document(comparison)] == pytest.approx([0.05 / 2, 0.05 / 6])
-    # The first look once more has its own level again.
-    again = compare(first, later)
-    assert not again.withheld
-    assert looks_document(again) == looks_document(comparison)
-
-
-def test_seeds_that_were_seen_can_not_be_left_out(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, seeds=(1, 2, 3))
-    ledger = finished(plan)
-    ledger.seen = [{EVERY_ROW: (0, 1)}]
-    comparison = compare(plan, ledger)
-    assert set(verdicts(comparison).values()) == {"can't tell"}
-    assert "an earlier look had the seeds 0 of" in comparison.withheld
-
-
-def test_seeds_of_one_row_alone_are_a_look_at_its_pairs_alone(tmp_path: Path) -> None:
-    """Rows trained with more seeds than the others take nothing from the level of the others."""
-    plan = plan_of(tmp_path)
-    rows = [row for row in plan.rows if row.row in ("both", "plain") or row.seed < 2]
-    partly, ledger = replace(plan, rows=tuple(rows)), finished(plan)
-    ledger.seen = [look_of(plan, 0, 1)]
-    comparison = compare(partly, ledger)
-    assert not comparison.withheld
-    first, *others = looks_document(comparison)[-1]["pairs"]
-    assert (first["seeds"], first["level"]) == (3, pytest.approx(0.05 / 6))
-    assert [(pair["seeds"], pair["level"]) for pair in others] == [(2, pytest.approx(0.05 / 2))] * 2
-    note = next(note for note in pair_notes(comparison) if "looked at" in note)
-    assert "looked at 2 times. both \N{MINUS SIGN} plain: at 2, 3 seeds" in note
-    assert "at 2, 2 seeds; this look could use a level of 0.0250" in note
-    # The rest's third seed is a look of its own at their pairs, though the table has had three seeds before.
-    ledger.seen = list(comparison.looks)
-    assert [pair["level"] for pair in looks_document(compare(plan, ledger))[-1]["pairs"]] == pytest.approx(
-        [0.05 / 6] * 3
-    )
-
-
-def with_images(plan: Plan, ledger: MemoryLedger, *, spread: float = 0.5, without: tuple[int, ...] = ()) -> None:
-    generator = np.random.default_rng(0)
-    luck = generator.normal(0, 2, 1000)
-    for number, row in enumerate(plan.rows):
-        own = np.random.default_rng(number + 1).normal(0, spread, 1000)
-        ap = AP[row.row][row.seed % 3] + luck + own
-        ledger.resamples[row.identity] = Resampled(ap, 500, without, "same")
-
-
-def test_uncertainty_from_the_images_stands_beside_that_from_seeds(tmp_path: Path) -> None:
-    single = plan_of(tmp_path, seeds=(0,))
-    ledger = finished(single)
-    with_images(single, ledger)
-    both = compare(single, ledger).pairs[0]
-    assert both.images is not None
-    assert both.images.images is not None
-    # What the images do to both rows alike is gone; two independent parts of 0.5 are left.
-    low, high = both.images.images
-    assert high - low == pytest.approx(2 * 1.96 * 0.5 * 2**0.5, rel=0.1)
-    assert both.images.both is None
-    several = plan_of(tmp_path, seeds=(0, 1, 2))
-    ledger = finished(several)
-    with_images(several, ledger, spread=0.1)
-    comparison = compare(several, ledger)
-    both = comparison.pairs[0]
-    assert both.images is not None
-    assert both.images.images is not None
-    assert both.images.both is not None
-    low, high = both.images.images
-    assert high - low == pytest.approx(2 * 1.96 * 0.1 * (2 / 3) ** 0.5, rel=0.1)
-    assert both.images.both[0] < low < high < both.images.both[1]
-    entry = documents(comparison)[0]
-    assert entry["interval_images"] == [low, high]
-    text = page(several, make_table(several, ledger), ledger, comparison)
-    assert "from these images only" in text
-
-
-def test_missing_matches_and_undefined_classes_are_said(plan: Plan) -> None:
-    ledger = finished(plan)
-    comparison = compare(plan, ledger)
-    assert comparison.pairs[0].images is None
-    assert any("No interval from the images" in note and "detections" in note for note in pair_notes(comparison))
-    with_images(plan, ledger, without=(7,))
-    comparison = compare(plan, ledger)
-    assert any(note.endswith("has a box of them: dog.") for note in pair_notes(comparison))
-    many = replace(comparison, without_boxes=tuple(f"class {number}" for number in range(3000)))
-    assert any(note.endswith("class 8, class 9 and 2990 more.") for note in pair_notes(many))
-    for row in plan.rows:
-        ledger.resamples[row.identity] = replace(ledger.resamples[row.identity], ap=np.full(1000, np.nan))
-    assert compare(plan, ledger).pairs[0].images_missing == "AP is undefined on most resamples of the images"
-
-
 def test_the_order_is_compared_with_the_papers_and_with_a_second_run_of_it(plan: Plan, tmp_path: Path) -> None:
     comparison = compare(plan, finished(plan))
     assert comparison.agreement is not None
@@ -403,22 +253,6 @@ def test_a_narrow_terminal_gets_the_metrics_that_fit(plan: Plan) -> None:
     assert above[2].split() == ["row", "AP", "AP50", "AP75", "state"]
     assert "For want of width without APs, APm, APl; report.md has all." in " ".join(narrow.split())
     assert "without AP" not in terminal(plan, table, comparison, width=len(head) + 40)
-
-
-def test_few_images_leave_room_for_the_seeds_interval(plan: Plan) -> None:
-    def drawn(spread: float) -> tuple[float, float]:
-        """Width of the images' bar and of the seeds' interval."""
-        ledger = finished(plan)
-        with_images(plan, ledger, spread=spread)
-        lines = re.findall(r'<line class="(images|ours)" x1="([0-9.]+)" x2="([0-9.]+)"', forest(compare(plan, ledger)))
-        first = {kind: float(end) - float(start) for kind, start, end in reversed(lines)}
-        return first["images"], first["ours"]
-
-    images, ours = drawn(0.5)
-    assert 0 < images < 12 * ours
-    images, ours = drawn(500.0)
-    assert ours > 20, "of 1,100"
-    assert images > ours
 
 
 def test_names_are_escaped_and_every_form_has_the_pairs(plan: Plan) -> None:

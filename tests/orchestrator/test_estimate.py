@@ -15,8 +15,8 @@ from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
 from orchestrator.prospects import prospect_lines, prospects
 from orchestrator.sweep import main
+from tests.orchestrator.comparisons import plan_of
 from tests.orchestrator.tables import MemoryLedger
-from tests.orchestrator.test_comparison import plan_of
 
 GIB = 2**30
 ONE = Measurement(

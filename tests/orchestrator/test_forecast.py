@@ -16,8 +16,8 @@ from orchestrator.ledger import Ledger
 from orchestrator.outlook import forecast_document, limits
 from orchestrator.plan import Plan, main
 from orchestrator.simulation import Cluster
+from tests.orchestrator.comparisons import plan_of
 from tests.orchestrator.tables import MemoryLedger
-from tests.orchestrator.test_comparison import plan_of
 from tests.orchestrator.test_estimate import plan_of_table
 from tests.orchestrator.test_sweep_cli import HEAVY
 

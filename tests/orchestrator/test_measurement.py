@@ -14,8 +14,8 @@ from orchestrator.measurement import measure, memory_of_a_worker, sample
 from orchestrator.plan import Plan
 from orchestrator.step_timing import Sample
 from orchestrator.sweep import main
+from tests.orchestrator.comparisons import plan_of
 from tests.orchestrator.tables import BASE, write_data, write_table
-from tests.orchestrator.test_comparison import plan_of
 
 TABLE = """\
 name: tiny

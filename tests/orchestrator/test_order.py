@@ -12,8 +12,8 @@ from orchestrator.dry_run import describe
 from orchestrator.ledger import Ledger
 from orchestrator.order import RULE, in_order, order
 from orchestrator.plan import Plan
+from tests.orchestrator.comparisons import plan_of
 from tests.orchestrator.tables import MemoryLedger
-from tests.orchestrator.test_comparison import plan_of
 
 TABLE = """\
 name: tiny

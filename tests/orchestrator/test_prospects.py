@@ -12,8 +12,8 @@ from orchestrator.looks import EVERY_ROW
 from orchestrator.prospects import prospect_lines, prospects
 from orchestrator.statistics.looks import look_level
 from orchestrator.statistics.power import power
+from tests.orchestrator.comparisons import TABLE, finished, plan_of
 from tests.orchestrator.tables import MemoryLedger
-from tests.orchestrator.test_comparison import TABLE, finished, plan_of
 
 
 def test_one_seed_shows_nothing_and_the_papers_difference_has_its_price(tmp_path: Path) -> None:
