@@ -6,25 +6,30 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from detector.errors import UnreachableError
 
 PAUSE_S = 1.0
 
+T = TypeVar("T")
 
-def wait_out(look: Callable[[], object], most_s: float) -> None:
-    """Waits until ``look`` raises no ``UnreachableError`` any more, or raises that after ``most_s`` seconds."""
-    until = time.monotonic() + most_s
+
+def wait_out(ask: Callable[[], T], most_s: float, stop: threading.Event | None = None) -> T:
+    """What ``ask`` returns, once it raises no ``UnreachableError`` any more.
+
+    Raises that where it still does after ``most_s`` seconds, or when ``stop`` is set.
+    """
+    until, stop = time.monotonic() + most_s, stop or threading.Event()
     while True:
         try:
-            look()
-            return
+            return ask()
         except UnreachableError:
-            if time.monotonic() > until:
+            if time.monotonic() > until or stop.wait(PAUSE_S):
                 raise
-        time.sleep(PAUSE_S)
 
 
 class Outage:

@@ -13,15 +13,16 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from detector.errors import InputError, UnreachableError
 from orchestrator import journal, nodes
 from orchestrator.budget import BudgetSpentError, check_budget
 from orchestrator.interruption import Interrupted, signals
-from orchestrator.lease import Lease, refuse_held
+from orchestrator.lease import STALE_S, Lease, refuse_held
 from orchestrator.ledger import Ledger
 from orchestrator.live_table import LiveTable
+from orchestrator.outage import wait_out
 from orchestrator.plan import PlannedSearch
 from orchestrator.preparation import convert_data
 from orchestrator.samples import (
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan, PlannedRow
     from orchestrator.probe import Expected
     from orchestrator.sampling import Told
+
+T = TypeVar("T")
 
 MISSING = "a search needs Optuna, which is not installed here; pip install 'detsweep[search]'"
 
@@ -243,7 +246,9 @@ class _SearchPass(Pass):
         known = {row.identity for row in self._rows}
         if number is None:
             row = sample_row(self._search.spec, self._search.template, values)
-            sample = add_sample(self.ledger, self.plan.key, self._search.key, values, row.identity)
+            sample = self._patiently(
+                lambda: add_sample(self.ledger, self.plan.key, self._search.key, values, row.identity)
+            )
             self._by_number[sample.number] = row
             self._rows.append(row)
             tracker.add(row)
@@ -252,19 +257,23 @@ class _SearchPass(Pass):
             sample, known = Sample(number, values, row.identity), set()
         assignment = None
         # One that was drawn twice is trained once.
-        if row.identity not in known and self._claimed_now(row, self._fresh and row.identity not in self._claimed):
+        anew = self._fresh and row.identity not in self._claimed
+        if row.identity not in known and self._patiently(lambda: self._claimed_now(row, anew)):
             assignment = replace(self._assignment(row, need.gpus, expected, (row,)), reports=True)
         return sample, {"identity": row.identity, "assignment": assignment}
 
     def _outcome_of(self, sample: Sample) -> tuple[str, float | None]:
         row = self._by_number[sample.number]
-        return self._state(row), self._value(row)
+        return self._patiently(lambda: (self._state(row), self._value(row)))
 
     def _stop_early(self, sample: Sample, step: int, value: float) -> None:
         metric = self._search.spec.metric
-        mark_stopped(
-            self.ledger, sample.identity, sweep=self.plan.key, by="asha", step=step, metric=metric, value=value
-        )
+        why: dict[str, Any] = {"by": "asha", "step": step, "metric": metric, "value": value}
+        self._patiently(lambda: mark_stopped(self.ledger, sample.identity, sweep=self.plan.key, **why))
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """``ask``, in Tune's thread, which an exception would end with the whole search: an outage is waited for."""
+        return wait_out(ask, STALE_S, self._stop)
 
     def _outcome(self, tracker: Tracker) -> SweepOutcome:
         """Chooses the winner, once every sample is done; the sweep's run goes on with what is judged."""

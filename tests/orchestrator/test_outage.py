@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from detector.errors import UnreachableError
@@ -39,16 +41,28 @@ def test_other_errors_are_raised_at_once() -> None:
 
 def test_who_needs_a_storage_waits_for_it_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     now, looks = [0.0], [0]
-    monkeypatch.setattr(outage.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(outage.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
 
-    def look() -> None:
+    class Clock(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            now[0] += timeout or 0.0
+            return self.is_set()
+
+    monkeypatch.setattr(outage.time, "monotonic", lambda: now[0])
+    stop = Clock()
+
+    def look() -> str:
         looks[0] += 1
         if now[0] < 30:
             raise UnreachableError("503")
+        return "seen"
 
-    wait_out(look, 60.0)
+    assert wait_out(look, 60.0, stop) == "seen"
     assert looks == [31]
     now[0] = 0.0
     with pytest.raises(UnreachableError):
-        wait_out(look, 20.0)
+        wait_out(look, 20.0, stop)
+    now[0], looks[0] = 0.0, 0
+    stop.set()
+    with pytest.raises(UnreachableError):
+        wait_out(look, 60.0, stop)
+    assert looks == [1], "nobody is kept waiting who is to end"

@@ -5,10 +5,12 @@ The samples' AP is a function of their values with one highest point, so it is k
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from detector.errors import InputError
+import orchestrator.search
+from detector.errors import InputError, UnreachableError
+from orchestrator import outage
 from orchestrator.comparison import compare
 from orchestrator.departures import other_than_paper
 from orchestrator.lease import Lease
@@ -245,6 +249,38 @@ def test_a_failed_sample_is_said_and_the_best_of_the_others_wins(folder: Path, m
     failed = plan.search.samples[1]
     assert rows_of(plan)[failed.row, 7]["error"] == "it diverged"
     assert failed.row not in plan.row_names
+
+
+def test_a_storage_that_is_away_for_a_moment_is_waited_for_while_samples_are_drawn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "PAUSE_S", 0.001)
+    refused: list[str] = []
+
+    def flicker(owner: Any, name: str) -> None:
+        real, calls = getattr(owner, name), itertools.count()
+
+        def every_other(*given: Any, **named: Any) -> Any:
+            if threading.current_thread().name == "tune" and next(calls) % 2 == 0:
+                refused.append(name)
+                raise UnreachableError("503")
+            return real(*given, **named)
+
+        monkeypatch.setattr(owner, name, every_other)
+
+    for owner, name in (
+        (orchestrator.search, "add_sample"),
+        (orchestrator.search, "mark_stopped"),
+        (orchestrator.search._SearchPass, "_claimed_now"),
+        (orchestrator.search._SearchPass, "_value"),
+    ):
+        flicker(owner, name)
+    Tuned(monkeypatch, height)
+    plan, outcome = search(folder)
+    assert outcome == SweepOutcome("complete")
+    assert plan.search is not None
+    assert len(plan.search.samples) == 12
+    assert set(refused) == {"add_sample", "mark_stopped", "_claimed_now", "_value"}
 
 
 def test_fresh_begins_the_search_anew_and_keeps_what_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
