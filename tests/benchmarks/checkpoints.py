@@ -1,6 +1,7 @@
 """Steps with a checkpoint every 50 against steps without any, ATSS R50 on one image of 512x512.
 
-A checkpoint is taken early among its 50 steps, and the time ends when it is kept.
+A checkpoint is taken early among its 50 steps, and the time ends when it is kept. In bfloat16, whose steps take half as
+long as those of float32, while the checkpoint stays as large: it has twice the share.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ EVERY, TAKEN_AT, PAIRS = 50, 5, 20
 def measure() -> list[Figure]:
     """Ratio of the times of 50 steps; by the lower end of its interval."""
     with backbone_weights() as weights, tempfile.TemporaryDirectory(prefix="detsweep-") as temporary:
-        step, folder = OurStep(weights, "float32"), Path(temporary)
+        step, folder = OurStep(weights, "bfloat16"), Path(temporary)
         store = CheckpointStore(folder / "kept")
 
         class Keeping(Hooks):
@@ -40,5 +41,5 @@ def measure() -> list[Figure]:
                         _checkpoint(step.state, writer, folder / "scratch", Keeping(), {})
 
         pairs = alternate(saving, plain, pairs=PAIRS, warm_up=1)
-    figure = pairs.figure(f"{EVERY} steps with a checkpoint, s", at_most=1.02, judged="low", peer="without one")
+    figure = pairs.figure(f"{EVERY} steps with a checkpoint, bfloat16, s", at_most=1.02, judged="low", peer="without one")
     return [figure]
