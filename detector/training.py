@@ -106,7 +106,8 @@ def train(
     batches = _batches(config, train_store, start=state.step, stop=config.schedule.max_iterations)
     writing = CheckpointWriter((config.checkpoint.every or 0) // RUN_AHEAD, hooks.busy)
     with contextlib.closing(batches), writing as writer:
-        return _steps(state, state.window.waiting(batches), val_store, writer, folder, hooks)
+        owed = val_store if resume_from is not None and _owes_evaluation(state, resume_from) else None
+        return _steps(state, state.window.waiting(batches), val_store, writer, folder, hooks, owed)
 
 
 def _steps(
@@ -116,8 +117,11 @@ def _steps(
     writer: CheckpointWriter,
     folder: Path,
     hooks: Hooks,
+    owed: Store | None,
 ) -> dict[str, float | None]:
-    """All iterations that are left, with what is due after each; the last metrics."""
+    """All iterations that are left, with what is due after each, and before them an evaluation of ``owed``; the last
+    metrics.
+    """
     config, total = state.config, state.config.schedule.max_iterations
     metrics: dict[str, float | None] = {}
     stopping = Stopping(hooks.should_stop, state.step)
@@ -126,6 +130,8 @@ def _steps(
         with state.window.paused():
             _checkpoint(state, writer, folder, hooks, metrics, evaluation)
 
+    if owed is not None:
+        metrics |= _evaluated(state, owed, hooks).metrics
     for micro_batches in batches:
         state.window.add(_updated(state, micro_batches), images=config.schedule.batch_size)
         hooks.on_progress(state.step)
@@ -168,6 +174,13 @@ def _updated(state: TrainingState, micro_batches: list[Batch]) -> dict[str, Tens
     # Outside of the handler, whose traceback holds what the iteration had allocated.
     images = max(len(batch) for batch in micro_batches)
     raise TrainingError(remedy(state, images, largest_micro_batch(state, micro_batches)))
+
+
+def _owes_evaluation(state: TrainingState, checkpoint: Path) -> bool:
+    """Whether a stop, which waits for nothing, left out the evaluation that was due at the ``checkpoint``'s step."""
+    schedule, every = state.config.schedule, state.config.evaluation.every
+    due = _due(state.step, every) and 0 < state.step < schedule.max_iterations
+    return due and not (checkpoint / "per_class.json").exists()
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 CANCELLED = "cancelled by the user; `python -m orchestrator.status SWEEP --retry ROW` puts it back"
 LOOK_S = 1.0
 GRACE_S = 30.0
-"""What a training that is to end has without getting on towards its checkpoint; then its processes end themselves."""
+"""What a training that is to end has at least without getting on towards its checkpoint; then its processes end
+themselves."""
 MOST_S = 600.0
 """What it has in all: an evaluation that has begun is finished first."""
 
@@ -89,24 +90,33 @@ def is_cancelled(ledger: Ledger, identity: str) -> bool:
 
 
 class Grace:
-    """How long what is to end is waited for. ``progress`` gives what changes as long as it gets on."""
+    """How long what is to end is waited for. ``progress`` gives what changes as long as it gets on, at least once in
+    ``pace_s`` seconds.
+    """
 
-    def __init__(self, progress: Callable[[], object]) -> None:
-        self._progress, self._seen = progress, object()
+    def __init__(self, progress: Callable[[], object], pace_s: float = 0.0) -> None:
+        self._progress, self._seen, self._still_s = progress, object(), max(GRACE_S, pace_s)
         self._began = self._moved = time.monotonic()
 
     def over(self) -> bool:
-        """Whether it has stood still for ``GRACE_S``, or taken ``MOST_S``."""
+        """Whether it has stood still for ``GRACE_S`` and ``pace_s``, or taken ``MOST_S``."""
         now = time.monotonic()
-        with contextlib.suppress(Exception):  # a storage that is away for a moment
+        try:
             seen = self._progress()
+        except Exception:  # a storage that is away for a moment: nothing is known
+            self._moved = now
+        else:
             if seen != self._seen:
                 self._seen, self._moved = seen, now
-        return now - self._moved > GRACE_S or now - self._began > MOST_S
+        return now - self._moved > self._still_s or now - self._began > MOST_S
 
 
-def end_gracefully(ledger: Ledger, identities: Iterable[str], trials: threading.Thread | None) -> None:
-    """Asks trainings to save a checkpoint and end, and waits for ``trials``, as long as any of them gets on."""
+def end_gracefully(
+    ledger: Ledger, identities: Iterable[str], trials: threading.Thread | None, pace_s: float = 0.0
+) -> None:
+    """Asks trainings to save a checkpoint and end, and waits for ``trials``, as long as any of them gets on, be it
+    once in ``pace_s`` seconds.
+    """
 
     def under_way(identities: list[str]) -> list[str]:
         found = ((one, ledger.place.read(_key(one))) for one in identities)
@@ -115,7 +125,7 @@ def end_gracefully(ledger: Ledger, identities: Iterable[str], trials: threading.
     left = [identity for identity in identities if ledger.exists(identity)]
     for identity in left:
         ledger.stop(identity)
-    grace = Grace(lambda: [_counts(ledger, identity) for identity in left])
+    grace = Grace(lambda: [_counts(ledger, identity) for identity in left], pace_s)
     while trials is not None and trials.is_alive():
         with contextlib.suppress(OSError, ValueError, UnreachableError):
             left = under_way(left)
@@ -125,11 +135,13 @@ def end_gracefully(ledger: Ledger, identities: Iterable[str], trials: threading.
 
 
 @contextlib.contextmanager
-def watching(ledger: Ledger, identity: str, launch: str | None = None) -> Iterator[threading.Event]:
+def watching(
+    ledger: Ledger, identity: str, launch: str | None = None, pace_s: float = 0.0
+) -> Iterator[threading.Event]:
     """An event that is set within seconds once ``identity`` is cancelled.
 
-    A process that is still in here when none of the ``launch``'s workers gets on any more ends: they hang, or wait for
-    others that have ended.
+    A process that is still in here when none of the ``launch``'s workers gets on any more, not once in ``pace_s``
+    seconds, ends: they hang, or wait for others that have ended.
     """
     cancelled, done = threading.Event(), threading.Event()
 
@@ -138,7 +150,7 @@ def watching(ledger: Ledger, identity: str, launch: str | None = None) -> Iterat
             if is_cancelled(ledger, identity):
                 log.info("the training is to end, by the user or by its driver: saving a checkpoint")
                 cancelled.set()
-                grace = Grace(lambda: _counts(ledger, identity, launch))
+                grace = Grace(lambda: _counts(ledger, identity, launch), pace_s)
                 while not done.wait(LOOK_S):
                     if grace.over():
                         log.info("it has not ended, and gets on no more or takes too long, and is ended")
@@ -187,7 +199,11 @@ def _pending(status: dict[str, Any] | None) -> dict[str, Any] | None:
     if status is None:
         return None
     if status["state"] == "failed":
-        status.update(state="pending", error=None, holder=None)
+        status.update(state="pending", error=None)
+        if not status.get("cancelled"):
+            status["holder"] = None
+        elif any("outcome" not in attempt for attempt in status["attempts"]):
+            status["stopping"] = time.time()  # its workers may be saving their checkpoint, and end first
     status.pop("cancelled", None)
     known = status.get("evaluations") or {}
     status["evaluations"] = {key: one for key, one in known.items() if one["state"] != "failed"}

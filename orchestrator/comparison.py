@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from orchestrator.departures import data_name, model_name, other_than_paper
-from orchestrator.looks import Look, Looks, before, seeds_of, shared
+from orchestrator.looks import Look, Looks, before, both, seeds_of, shared
 from orchestrator.plan import Plan, PlannedRow
 from orchestrator.resampling import Resampled
 from orchestrator.results import Results, result_rows
@@ -118,6 +118,7 @@ def compare(plan: Plan, ledger: Results) -> Comparison:
             paper_of(first[name] for name in rows),
             looks={pair: [shared(look, pair) for look in earlier] for pair in group},
             seeds={pair: shared(present, pair) for pair in group},
+            seen=_seen(plan, ledger, rows, group, present, looks),
             labels={pair: ELSEWHERE if _other(first, pair) else REPRODUCTION for pair in group},
             others=max(plan.pairs, len(plan.compare)) - len(group),
             same_training=same_training(plan, rows),
@@ -187,6 +188,38 @@ def _withheld(unfinished: int, planned: int, present: Look, earlier: Looks) -> s
                 "would be a choice among results"
             )
     return ""
+
+
+def _seen(
+    plan: Plan,
+    ledger: Results,
+    rows: set[str],
+    pairs: Iterable[tuple[str, str]],
+    present: Look,
+    looks: Looks,
+) -> dict[tuple[str, str], Cells]:
+    """What the first look at each pair with its present seeds saw of rows of the same data; no entry where it wasn't.
+
+    Selected or not: by its level that look is spent, and what other rows have come to since is not in it.
+    """
+    first = {pair: next((look for look in looks if both(look, pair) == both(present, pair)), None) for pair in pairs}
+    if not any(first.values()):
+        return {}
+    data = next(data_of(row) for row in plan.rows if row.row in rows)
+    alike = {row.row for row in plan.reported.rows if data_of(row) == data}
+    # Of two names of one training a selected one is kept, which ``same_training`` of the selection knows.
+    selected_first = sorted(plan.reported.rows, key=lambda row: row.row not in rows)
+    again = same_training(replace(plan.reported, rows=tuple(selected_first)), alike)
+    cells, _, _ = planned_cells(plan.reported, ledger)
+    return {
+        pair: {
+            name: {seed: value for seed, value in cells[name].items() if seed in seeds_of(look, name)}
+            for name in cells
+            if name in rows or (name in alike and name not in again)
+        }
+        for pair, look in first.items()
+        if look is not None
+    }
 
 
 def _other(first: Mapping[str, PlannedRow], pair: tuple[str, str]) -> tuple[str, ...]:

@@ -44,9 +44,14 @@ def seeds_of(look: Look, row: str) -> set[int]:
     return set(look.get(row, look.get(EVERY_ROW, ())))
 
 
+def both(look: Look, pair: tuple[str, str]) -> set[int]:
+    """Seeds that both rows of ``pair`` had at ``look``."""
+    return seeds_of(look, pair[0]) & seeds_of(look, pair[1])
+
+
 def shared(look: Look, pair: tuple[str, str]) -> int:
-    """How many seeds both rows of ``pair`` had at ``look``."""
-    return len(seeds_of(look, pair[0]) & seeds_of(look, pair[1]))
+    """How many those are."""
+    return len(both(look, pair))
 
 
 def before(looks: Looks, present: Look) -> Looks:

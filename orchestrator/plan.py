@@ -155,6 +155,8 @@ class Plan:
     """What it searches beyond its rows."""
     left_out: tuple[str, ...] = ()
     """Names of rows of the sweep file that have no part in it."""
+    partly: tuple[str, ...] = ()
+    """Names of rows that aren't selected now and of which some seeds are finished, others not."""
     wider: Plan | None = None
     """The same with the rows and seeds of the sweep file that aren't selected now and were finished before."""
 
@@ -267,12 +269,12 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
         dropped=history.dropped(row.name for row in spec.rows),
     )
     if spec.search is None and again is None:
-        earlier = _finished_earlier(spec, layers, rows, history, request, ledger, facts)
+        earlier, partly = _finished_earlier(spec, layers, rows, history, request, ledger, facts)
         plan = _with_rows(plan, spec, rows)
         if not earlier:
             return plan
         wider = _with_rows(plan, spec, sorted([*rows, *earlier], key=lambda row: row.seed))
-        return replace(plan, wider=wider, left_out=wider.left_out)
+        return replace(plan, wider=wider, left_out=wider.left_out, partly=partly)
     plan = _with_rows(plan, spec, rows)
     if spec.search is None:
         return plan
@@ -302,9 +304,14 @@ def _finished_earlier(
     request: SweepRequest,
     ledger: Ledger,
     facts: Facts,
-) -> list[PlannedRow]:
-    """Rows and seeds of the sweep, as it was run before, that aren't ``selected`` now and are finished."""
+) -> tuple[list[PlannedRow], tuple[str, ...]]:
+    """Rows and seeds of the sweep, as it was run before, that aren't ``selected`` now and are finished; and names of
+    those rows that aren't wholly.
+
+    A row that isn't selected and has failed with one of its seeds is left out: the others are a choice by results.
+    """
     now = {(row.row, row.seed) for row in selected}
+    partly = []
     if request.other_code == "accept":
         request = replace(request, other_code="refuse")  # that was said of what is selected
     found = []
@@ -319,8 +326,14 @@ def _finished_earlier(
             model = resolve_weights(config.model)
             planned = [_planned(made, config, model, seed, facts) for seed in seeds]
             rows = [_with_history(one, history, request, "read") for one in planned]
-            found += [one for one in rows if ledger.record(one.identity, one.evaluations).state == "finished"]
-    return found
+            states = [ledger.record(one.identity, one.evaluations).state for one in rows]
+            whole = row.name in {one.row for one in selected}
+            if "failed" in states and not whole:
+                continue
+            found += [one for one, state in zip(rows, states, strict=True) if state == "finished"]
+            if set(states) > {"finished"} and not whole:
+                partly.append(row.name)
+    return found, tuple(partly)
 
 
 def _check_known(key: str, ledger: Ledger, request: SweepRequest) -> None:

@@ -27,6 +27,7 @@ from detector.transfer import request
 from orchestrator.storage import open_storage
 
 if TYPE_CHECKING:
+    from orchestrator.ledger import Ledger
     from orchestrator.nodes import Node
 
 SUPPORTED = {
@@ -75,12 +76,14 @@ class Finding:
     problems: tuple[str, ...] = ()
 
 
-def expect(storage: str, sweep: str, stores: Iterable[str] = (), caches: Iterable[str] = ()) -> Expected:
-    """What all nodes must find, from what is here. Leaves a mark in the sweep's folder for them to read."""
+def expect(ledger: Ledger, sweep: str, stores: Iterable[str] = (), caches: Iterable[str] = ()) -> Expected:
+    """What all nodes must find, from what is here. Leaves a mark in the sweep's folder for them to read.
+
+    Raises ``LeaseLostError`` where another driver has taken over: its nodes must go on finding its mark.
+    """
     nonce = uuid.uuid4().hex
-    place = open_storage(storage)
-    place.update(_key(sweep), lambda found: {"nonce": nonce, "time": time.time(), "nodes": {}})
-    return Expected(storage, sweep, nonce, versions(), tuple(sorted(stores)), tuple(sorted(caches)))
+    ledger.update(_key(sweep), lambda found: {"nonce": nonce, "time": time.time(), "nodes": {}})
+    return Expected(ledger.address, sweep, nonce, versions(), tuple(sorted(stores)), tuple(sorted(caches)))
 
 
 def examine(expected: Expected, node: str | None = None) -> Finding:

@@ -37,6 +37,7 @@ class Prospects:
 
 def prospects(plan: Plan, ledger: Results) -> Prospects:
     """What can be said now: by the deviation that the ledger's results have, or by an assumed one."""
+    plan = plan.reported  # which is what is judged, earlier seeds and all
     cells, _, _ = planned_cells(plan, ledger)
     first = {row.row: row for row in reversed(plan.rows)}
     seeds = tuple(dict.fromkeys(row.seed for row in plan.rows))

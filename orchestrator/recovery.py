@@ -40,7 +40,8 @@ class Retries:
 class Waiting:
     """How long a training has waited for its workers' room: without end where only others hold it."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_s: float = WAIT_S) -> None:
+        self._most_s = most_s
         self._since: float | None = None
 
     def goes_on(self, *, room: bool) -> bool:
@@ -50,7 +51,7 @@ class Waiting:
             return True
         now = time.monotonic()
         self._since = now if self._since is None else self._since
-        return now - self._since < WAIT_S
+        return now - self._since < self._most_s
 
 
 def is_waiting(error: BaseException) -> bool:

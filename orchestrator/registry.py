@@ -49,12 +49,13 @@ def register(store: RunStore, plan: Plan, ledger: Ledger) -> bool:
     """
     if plan.register is None or (plan.search is not None and plan.search.winner is None):
         return False
-    if plan.left_out:
+    lacking = (*plan.left_out, *plan.partly)
+    if lacking:
         if (kept(plan) or {}).get("version") is not None:
             return False  # what was decided of the whole table stands
         found: Winner | str = (
-            f"nothing was registered: {listed(plan.left_out, 3)} "
-            f"{'is' if len(plan.left_out) == 1 else 'are'} not finished, and the winner is chosen among all rows; run "
+            f"nothing was registered: {listed(lacking, 3)} "
+            f"{'is' if len(lacking) == 1 else 'are'} not finished, and the winner is chosen among all rows; run "
             "the sweep without --only"
         )
     else:
@@ -62,7 +63,7 @@ def register(store: RunStore, plan: Plan, ledger: Ledger) -> bool:
     if isinstance(found, str):
         decided: dict[str, Any] = {"version": None, "registered": False, "sentence": found}
     else:
-        decided = _decided(store.client, plan, ledger, found)
+        decided = _decided(store, plan, ledger, found)
     decided = {"name": plan.register.name, "metric": plan.register.metric} | decided
     if _same(kept(plan), decided):
         return False
@@ -135,8 +136,9 @@ def measured_on(row: PlannedRow) -> str:
     return digest(compared | {"max_detections": settings["postprocess"]["max_detections"]})[:16]
 
 
-def _decided(client: MlflowClient, plan: Plan, ledger: Ledger, winner: Winner) -> dict[str, Any]:
+def _decided(store: RunStore, plan: Plan, ledger: Ledger, winner: Winner) -> dict[str, Any]:
     assert plan.register is not None
+    client = store.client
     name, metric = plan.register.name, plan.register.metric
     known = {"row": winner.row.row, "seed": winner.row.seed, "value": winner.value}
     training = ledger.record(winner.row.identity).training or ""
@@ -160,6 +162,10 @@ def _decided(client: MlflowClient, plan: Plan, ledger: Ledger, winner: Winner) -
             )
             return {**known, "version": None, "registered": False, "sentence": sentence}
     version = next((v for v in versions if _is_of(v, training, on)), None)
+    if version is None and store.verified(ledger.run_id(plan.key, winner.row.row, winner.row.seed), {}) is None:
+        # Its row isn't selected, and was trained with another server or while this one was away.
+        sentence = f"{chosen} was not registered: this tracking server has no run of it; orchestrator.sync brings it"
+        return {**known, "version": None, "registered": False, "sentence": sentence}
     if version is None:
         version = _make(client, plan, ledger, winner, {"training": training, "measured_on": on}, chosen)
     client.set_registered_model_alias(name, ALIAS, version.version)

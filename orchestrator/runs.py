@@ -104,6 +104,8 @@ class RunStore:
     def _reachable(self) -> Iterator[None]:
         try:
             yield
+        except (LeaseLostError, UnreachableError):
+            raise  # the storage's, which says so itself
         except Exception as error:
             sentence = (
                 f"the tracking server {without_secrets(self.plan.tracking_uri)} can't be used ({reason(error)}); "
@@ -344,8 +346,17 @@ def _chain_has(error: BaseException, pattern: re.Pattern[str]) -> bool:
     return any(pattern.search(f"{type(link).__name__} {link}") for link in chain(error))
 
 
+def of_storage(error: BaseException) -> bool:
+    """Whether the sweep's storage is away, not the tracking server; it says so itself."""
+    return isinstance(error, UnreachableError) and not isinstance(error, AwayError)
+
+
 def reason(error: BaseException) -> str:
     """What went wrong, in a few words: of a chain of exceptions the operating system's own, if it is in there."""
+    if isinstance(error, AwayError):
+        return error.why
+    if of_storage(error):
+        return str(error)
     for link in chain(error):
         if isinstance(link, OSError) and link.strerror and link.errno:
             return link.strerror

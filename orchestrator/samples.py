@@ -71,17 +71,19 @@ def read_samples(ledger: Ledger, sweep: str, search: str) -> Samples:
     )
 
 
-def add_sample(ledger: Ledger, sweep: str, search: str, values: dict[str, Any], identity: str) -> Sample:
-    """Writes down a new sample before it is trained."""
-    made: list[Sample] = []
+def add_sample(ledger: Ledger, sweep: str, search: str, values: dict[str, Any], identity: str, number: int) -> Sample:
+    """Writes down a new sample before it is trained, as the ``number`` that comes next.
+
+    May be repeated: where a bucket did as it was asked and its answer was lost, the sample is there already.
+    """
 
     def change(entry: dict[str, Any]) -> None:
-        made[:] = [Sample(len(entry["samples"]), values, identity)]
-        entry["samples"].append({"number": made[0].number, "values": values, "identity": identity, "time": time.time()})
-        entry["winner"] = None
+        if len(entry["samples"]) == number:
+            entry["samples"].append({"number": number, "values": values, "identity": identity, "time": time.time()})
+            entry["winner"] = None
 
     _change(ledger, sweep, search, change)
-    return made[0]
+    return Sample(number, values, identity)
 
 
 def choose_winner(ledger: Ledger, sweep: str, search: str, number: int) -> None:

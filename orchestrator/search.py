@@ -247,7 +247,7 @@ class _SearchPass(Pass):
         if number is None:
             row = sample_row(self._search.spec, self._search.template, values)
             sample = self._patiently(
-                lambda: add_sample(self.ledger, self.plan.key, self._search.key, values, row.identity)
+                lambda: add_sample(self.ledger, self.plan.key, self._search.key, values, row.identity, len(self._rows))
             )
             self._by_number[sample.number] = row
             self._rows.append(row)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from detector.errors import UnreachableError
-from orchestrator import nodes
+from orchestrator import nodes, recovery
 from orchestrator.background import Background
 from orchestrator.budget import BudgetSpentError, check_budget
 from orchestrator.cancellation import end_gracefully
@@ -139,7 +139,8 @@ class Pass:
                         # Here and not outside: the ledger comes before the cluster's end, which takes seconds.
                         return self._give_up(tracker, stop)
                     except BudgetSpentError as error:
-                        end_gracefully(self.ledger, self._claimed, self._tune)
+                        pace = max(one.resources.stall_timeout_s for one in self.plan.trainings.values())
+                        end_gracefully(self.ledger, self._claimed, self._tune, pace)
                         self._end_threads()
                         self._release()
                         tracker.stop_polling()
@@ -205,7 +206,7 @@ class Pass:
         else:
             nodes.free_leftovers()
             await_room(needs.values(), self._limits.wait_for_nodes_s or 0.0, self._growth)
-            expected = expect(self.ledger.address, self.plan.key, *data_of(self.plan, todo))
+            expected = expect(self.ledger, self.plan.key, *data_of(self.plan, todo))
             cluster = examine_all(expected, self.plan.tracking_uri)
         gpus = any(need.gpus for need in needs.values())
         if self._limits.gpu_hours is not None and not gpus:
@@ -257,8 +258,10 @@ class Pass:
         return any(self.ledger.record(one).state != "pending" for one in self._claimed)
 
     def _left(self, needs: dict[str, nodes.Need]) -> list[nodes.Need]:
-        """What the trainings need that aren't done."""
-        return [needs[one] for one in self._claimed if self.ledger.record(one).state in ("pending", "running")]
+        """What is left needs: trainings, and evaluations of those that are trained."""
+        undone = {row.identity for row in self.plan.rows if state_of(row, self.ledger) in ("pending", "running")}
+        left = [one for one in self._claimed if one in undone]
+        return [replace(needs[one], workers=1) if self.ledger.record(one).trained else needs[one] for one in left]
 
     def _claim(self, needs: dict[str, nodes.Need], fresh: bool, expected: Expected | None) -> dict[str, Assignment]:
         """Takes what is not finished; what each training is to do, by identity, in the order in which they start."""
@@ -297,6 +300,7 @@ class Pass:
         """What a trial is to do for ``row``, with the evaluations that ``rows`` ask of its training."""
         from orchestrator.worker import Assignment
 
+        # The driver's own waiting, which fails nothing, comes first.
         return Assignment(
             identity=row.identity,
             storage=self.ledger.address,
@@ -306,6 +310,7 @@ class Pass:
             gpus_per_worker=gpus,
             fence=self.ledger.fence,
             expected=expected,
+            wait_s=max(recovery.WAIT_S, 2 * (self._limits.wait_for_nodes_s or 0.0)),
         )
 
     def _evaluations(self, identity: str, rows: Sequence[PlannedRow]) -> tuple[EvaluationJob, ...]:
@@ -376,6 +381,8 @@ class Pass:
         parts = [f"{len(failed)} of {len(self.plan.rows)} rows failed ({', '.join(failed)})"] if failed else []
         if self._held:
             parts.append(f"{len(self._held)} trainings are another live sweep's; run this again when it has ended")
+        elif waiting := sum(state in ("pending", "running") for state in states):
+            parts.append(f"{waiting} rows are pending again; the same command trains them")
         return SweepOutcome("partial", "; ".join(parts), 3, notice)
 
 

@@ -50,10 +50,10 @@ def await_room(needs: Iterable[Need], wait_s: float, growth: Growth) -> Nodes:
     present = nodes.present()
     until = time.monotonic() + wait_s
     while any(present.room(need) == 0 for need in needs) and time.monotonic() < until:
+        lacking = max((need for need in needs if present.room(need) == 0), key=lambda need: need.workers)
         if not growth.asked:
-            lacking = max((need for need in needs if present.room(need) == 0), key=lambda need: need.workers)
             _say(f"the cluster has {present}; waiting up to {wait_s / 60:g} min for {lacking}")
-            growth.ask(lacking)
+        growth.ask(lacking)  # each time: a cluster has one such request, and another sweep's takes its place
         time.sleep(min(LOOK_S, max(0.1, until - time.monotonic())))
         present = nodes.present()
     nodes.check_room(present, needs, waited_s=wait_s)

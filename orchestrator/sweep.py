@@ -227,7 +227,8 @@ def closing_lines(plan: Plan, ledger: Ledger, report: Path) -> str:
     if winner is not None:
         row, entry = winner
         # The highest of all rows and seeds, which no new images would give again.
-        chosen = f"AP {entry['metrics']['AP']:.2f} on val, by which it was chosen"
+        split = row.val.split if row.val is not None else row.config.data.val
+        chosen = f"AP {entry['metrics']['AP']:.2f} on {split}, by which it was chosen"
         lines.append(("best model", f"row {row.row}, seed {row.seed}, {chosen}"))
         needed = [p for p in row.config.plugins if "head" in p.provides and p.name == row.config.model.head.name]
         lines += [("", f'detector.plugins.use("{plugin.file}")') for plugin in needed]

@@ -26,7 +26,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.record import Record, evaluation_folder
 from orchestrator.row_run import Point, RowRun
 from orchestrator.run_tags import data_inputs, evaluation_tags, evaluations_of, params, row_tags, training_tags
-from orchestrator.runs import AwayError, RunStore, has, reason
+from orchestrator.runs import AwayError, RunStore, has, of_storage, reason
 from orchestrator.unreadable import is_of_files
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Tracker:
             except AwayError as error:
                 if time.monotonic() >= until:
                     raise
-                self._note_away(error.why, f"waiting up to {patience:g} s for it")
+                self._note_away(error, f"waiting up to {patience:g} s for it")
                 time.sleep(min(RETRY_S, max(0.1, until - time.monotonic())))
 
     def start(self) -> None:
@@ -156,7 +156,7 @@ class Tracker:
                         f"date ({reason(error)}); nothing is lost: `{command}` does it from the ledger"
                         + ("" if shown == self.plan.tracking_uri else ", with the server in $MLFLOW_TRACKING_URI")
                     )
-                self._note_away(reason(error), f"waiting up to {patience:g} s for it")
+                self._note_away(error, f"waiting up to {patience:g} s for it")
                 time.sleep(min(RETRY_S, max(0.1, until - time.monotonic())))
 
     def _lacking(self) -> str | None:
@@ -208,14 +208,14 @@ class Tracker:
                 return  # another driver writes these runs now
             except Exception as error:
                 # Training must not care. The next call begins with what MLflow has by then.
-                self._note_away(reason(error), "trying again, training goes on")
+                self._note_away(error, "trying again, training goes on")
                 wait = min(2 * wait, 30.0)
 
-    def _note_away(self, why: str, what_now: str) -> None:
+    def _note_away(self, error: Exception, what_now: str) -> None:
         if self._away is None:
-            where = without_secrets(self.plan.tracking_uri)
-            logging.getLogger(__name__).warning("the tracking server %s is away (%s); %s", where, why, what_now)
-        self._away = why
+            server = f"the tracking server {without_secrets(self.plan.tracking_uri)} is away ({reason(error)})"
+            logging.getLogger(__name__).warning("%s; %s", error if of_storage(error) else server, what_now)
+        self._away = reason(error)
 
     # Rows
 

@@ -23,7 +23,7 @@ from orchestrator.lease import STALE_S
 from orchestrator.ledger import Ledger
 from orchestrator.outage import wait_out
 from orchestrator.probe import UnfitNodeError
-from orchestrator.recovery import ERROR_RETRIES, WAIT_S, Retries, Waiting, cause, chain, is_lost, is_waiting, sentence
+from orchestrator.recovery import ERROR_RETRIES, Retries, Waiting, cause, chain, is_lost, is_waiting, sentence
 from orchestrator.worker import Assignment, checkpoints, work
 
 WAITS = 4
@@ -53,25 +53,25 @@ def run_trial(params: dict[str, Any], *, assignments: dict[str, Assignment]) -> 
     for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     _await_storage(ledger, assignment.identity)
-    if not ledger.record(assignment.identity).trained:
-        _train(assignment, ledger)
+    to_end = not ledger.record(assignment.identity).trained and _train(assignment, ledger)
     if ledger.record(assignment.identity).trained:
         for job in assignment.evaluations:
             if ledger.record(assignment.identity, {"": job.key}).state != "finished":
                 _evaluate(assignment, job, ledger)
             _resample(assignment, job, ledger)
         ledger.release(assignment.identity)
-    elif is_cancelled(ledger, assignment.identity):
+    elif to_end:
         ledger.release(assignment.identity)
     # Tune forgets a trial that never reports.
     tune.report({"state": ledger.record(assignment.identity).state})
 
 
-def _train(assignment: Assignment, ledger: Ledger) -> None:
+def _train(assignment: Assignment, ledger: Ledger) -> bool:
+    """Until it is trained or has failed, or is to end, by its user or its driver: True then."""
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     identity, timeout = assignment.identity, assignment.training_config.resources.stall_timeout_s
-    retries, waiting = Retries(), Waiting()
+    retries, waiting = Retries(), Waiting(assignment.wait_s)
     while not is_cancelled(ledger, identity):
         launch = uuid.uuid4().hex
         watch = Watch(ledger.place, identity, launch, timeout)
@@ -82,17 +82,18 @@ def _train(assignment: Assignment, ledger: Ledger) -> None:
                 raise RuntimeError("the training ended without a result")
             _await_storage(ledger, identity)
             _keep(assignment, ledger, result.return_value)
-            return
+            return False
         except TrainingFailedError as error:
             _await_storage(ledger, identity)  # which may be what has failed
             if is_cancelled(ledger, identity):
-                break
+                return True
             if is_waiting(error):
                 if waiting.goes_on(room=_has_room(assignment)):
                     continue
-                ledger.failed(identity, f"for {WAIT_S / 60:g} min the cluster has lacked room for {_need(assignment)}")
-                return
-            waiting = Waiting()
+                minutes = assignment.wait_s / 60
+                ledger.failed(identity, f"for {minutes:g} min the cluster has lacked room for {_need(assignment)}")
+                return False
+            waiting = Waiting(assignment.wait_s)
             said = watch.stalled or cause(error)
             stalled = watch.stalled is not None
             outcome = "lost" if stalled or is_lost(error) else "failed"
@@ -101,10 +102,11 @@ def _train(assignment: Assignment, ledger: Ledger) -> None:
             kept = checkpoints(ledger, identity).steps()
             if not retries.again(error, stalled=stalled, step=max(kept, default=0)):
                 ledger.failed(identity, said)
-                return
+                return False
         except (OSError, RuntimeError) as error:
             ledger.failed(identity, sentence(error))
-            return
+            return False
+    return True
 
 
 def _await_storage(ledger: Ledger, identity: str) -> None:

@@ -28,7 +28,7 @@ from orchestrator.lease import Fence
 from orchestrator.ledger import Ledger
 from orchestrator.probe import Expected, require
 from orchestrator.record import Metrics
-from orchestrator.recovery import is_lost, sentence
+from orchestrator.recovery import WAIT_S, is_lost, sentence
 from orchestrator.revision import code_revision
 from orchestrator.storage import open_storage
 from orchestrator.usage import Usage
@@ -56,6 +56,8 @@ class Assignment:
     """What a node must find before it is used; None on the driver's own machine."""
     reports: bool = False
     """Whether Tune hears of every checkpoint: a search's scheduler decides by that. Otherwise nobody waits for it."""
+    wait_s: float = WAIT_S
+    """Seconds that it waits for nodes which the cluster lacks while it has room for others."""
 
     @property
     def training_config(self) -> TrainingConfig:
@@ -108,7 +110,7 @@ def _work(settings: dict[str, Any], context: Any, heartbeat: Heartbeat) -> dict[
     ledger = Ledger(assignment.storage, assignment.fence)
     rank, world_size = context.get_world_rank(), context.get_world_size()
     log_to(ledger.training(assignment.identity) / ("worker.log" if rank == 0 else f"worker-{rank}.log"))
-    threads = config.resources.cpus_per_worker
+    threads, stall = config.resources.cpus_per_worker, config.resources.stall_timeout_s
     torch.set_num_threads(threads)
     device = torch.device("cuda" if assignment.gpus_per_worker and torch.cuda.is_available() else "cpu")
     try:
@@ -141,7 +143,7 @@ def _work(settings: dict[str, Any], context: Any, heartbeat: Heartbeat) -> dict[
             heartbeat.beat(step)
             key = assignment.evaluations[0].key
             with (
-                watching(ledger, assignment.identity, settings["launch"]) as cancelled,
+                watching(ledger, assignment.identity, settings["launch"], stall) as cancelled,
                 watched(lambda store, found: show(ledger, assignment.identity, key, heartbeat.step, store, found)),
             ):
                 hooks = _hooks(ledger, assignment, rank, cancelled, heartbeat)
@@ -150,6 +152,10 @@ def _work(settings: dict[str, Any], context: Any, heartbeat: Heartbeat) -> dict[
                     config, *stores, folder=Path(scratch), hooks=hooks, resume_from=resume_from, device=device
                 )
         training = {key: value for key, value in metrics.items() if key not in hooks.evaluated}
+        if not training and rank == 0:
+            # It went on from its last step, and made none.
+            means = journal.last(ledger.record(assignment.identity).journal, "train")
+            training = dict(means["metrics"]) if means else {}
         return {"training": training, "evaluation": hooks.evaluated, "checkpoint": hooks.checkpoint}
     except Exception as error:
         log.exception("rank %d failed", rank)

@@ -236,7 +236,8 @@ def _canvas(count: int, size: tuple[int, int], dtype: torch.dtype) -> torch.Tens
 def _read(
     make: Callable[[int], T], keys: range, processes: int, *, fork: bool, threads: int = 1
 ) -> Generator[T, None, None]:
-    if processes == 0 and torch.cuda.is_available():
+    # Whoever trains or predicts on a CUDA device has its model there by now; a CPU's training opens none.
+    if processes == 0 and torch.cuda.is_initialized():
         log.info("no loader process: images are read one batch ahead, by %d threads", torch.get_num_threads())
         # In a thread that knew no device, page-locked memory would open the first one.
         same_device = partial(torch.cuda.set_device, torch.cuda.current_device())

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 from detector.errors import UnreachableError
-from orchestrator.comparison import compare
+from orchestrator.comparison import Comparison, compare
 from orchestrator.plan import Plan
 from orchestrator.report.cost import costs
 from orchestrator.report.evidence import Evidence
@@ -31,7 +31,8 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
     the files or of the rows and seeds that are selected, that is a look at them, which is remembered first. Raises
     UnreachableError where the folder can't be written.
     """
-    looks = [] if plan.reported is plan else [compare(plan, ledger)]
+    if plan.reported is not plan:
+        _remember(plan, ledger, compare(plan, ledger))  # so that the other counts it
     plan = plan.reported
     table, comparison = make_table(plan, ledger), compare(plan, ledger)
     evidence, curves = Evidence(plan, ledger), Curves(plan, ledger)
@@ -43,10 +44,8 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
     }
     if comparison.pairs or (plan.folder / "pairs.csv").exists():
         contents["pairs.csv"] = comma_separated_pairs(comparison)
+    _remember(plan, ledger, comparison)
     try:
-        for one in [*looks, comparison]:
-            if one.look:
-                ledger.remember_look(plan.key, one.present)
         plan.folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
             _write(plan.folder / name, text)
@@ -55,6 +54,11 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
             f"the report can't be written to {plan.folder} ({error.strerror}); name a folder of yours with --storage"
         ) from None
     return {name: plan.folder / name for name in contents}
+
+
+def _remember(plan: Plan, ledger: Results, comparison: Comparison) -> None:
+    if comparison.look:
+        ledger.remember_look(plan.key, comparison.present)
 
 
 def terminal_table(plan: Plan, ledger: Results) -> str:

@@ -147,8 +147,9 @@ def notes(plan: Plan, table: Table) -> list[str]:
     found = []
     changed = named(table)
     if changed:
+        changer = "the profile or --set" if plan.search is None else "the profile, --set or the search's holdout"
         found.append(
-            "Not the paper's recipe: the profile or --set changed "
+            f"Not the paper's recipe: {changer} changed "
             + ", ".join(changed)
             + ". The paper's figures are shown for orientation; the differences judge nothing."
         )

@@ -29,8 +29,9 @@ def look_level(seeds: float, looks: Sequence[float] = (), alpha: float = ALPHA) 
     """The level for a look at ``seeds`` seeds a row after ``looks``: the earlier looks' numbers of seeds, in their
     order.
 
-    Numbers of seeds are averages over the rows where cells are missing. A look at a number that is among ``looks`` is
-    that look once more and has its level; one at fewer seeds than were seen before has no level left, 0.
+    Numbers of seeds are those that both rows of a pair have. A look at a number that is among ``looks`` is that look
+    once more, if it is at the same results, and has its level; one at fewer seeds than were seen before has no level
+    left, 0.
     """
     earlier = list(looks)
     if seeds in earlier:

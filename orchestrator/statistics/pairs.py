@@ -107,6 +107,7 @@ def judge(
     *,
     looks: Mapping[tuple[str, str], Sequence[int]] | None = None,
     seeds: Mapping[tuple[str, str], int] | None = None,
+    seen: Mapping[tuple[str, str], Results] | None = None,
     labels: Labels | Mapping[tuple[str, str], Labels] = REPRODUCTION,
     others: int = 0,
     same_training: Mapping[str, str] | None = None,
@@ -117,12 +118,14 @@ def judge(
 
     ``paper`` is the paper's AP by row, as far as it has any. ``looks`` are the earlier looks at each pair, as the
     number of seeds that both rows had, and ``seeds`` is that of this one: None takes those that both have results of.
-    ``same_training`` names, for a row that is another row's training under a second name, that other row. ``labels``
-    may differ by pair. ``others`` pairs of the table count in m without being judged here. ``assumed`` stands for the
-    deviation as long as there is no estimate, and for the paper's own noise where the labels say that ours is of
-    something else: then sizes aren't compared, either. Rows that collapsed (``variance.collapsed``) are left out of the
-    common deviation; a pair with one is judged by its own differences alone. Raises ValueError on rows without an entry
-    and on an AP that isn't finite.
+    ``seen`` has, for a pair that was looked at with as many seeds before, the results of that look: a deviation
+    from other results would be another test at a level that is spent. ``same_training`` names, for a row that is
+    another row's training under a second name, that other row. ``labels`` may differ by pair. ``others`` pairs of
+    the table count in m without being judged here. ``assumed`` stands for the deviation as long as there is no
+    estimate, and for the paper's own noise where the labels say that ours is of something else: then sizes aren't
+    compared, either. Rows that collapsed (``variance.collapsed``) are left out of the common deviation; a pair with
+    one is judged by its own differences alone. Raises ValueError on rows without an entry and on an AP that isn't
+    finite.
     """
     same = same_training or {}
     for row in (row for pair in pairs for row in pair):
@@ -131,10 +134,9 @@ def judge(
     for row, other in same.items():
         if other not in results or same.get(other, other) != other:
             raise ValueError(f"row {row!r} is said to be the training of {other!r}, which has no results of its own")
-    distinct = {row: cells for row, cells in results.items() if same.get(row, row) == row}
-    fallen = collapsed(distinct)
-    table = fit(distinct, [row for row in distinct if row not in fallen])
-    single = [_evidence(distinct, table, fallen, same.get(one, one), same.get(two, two)) for one, two in pairs]
+    table = _Table(results, same)
+    tables = {pair: table if pair not in (seen or {}) else _Table((seen or {})[pair], same) for pair in pairs}
+    single = [_evidence(tables[one, two], same.get(one, one), same.get(two, two)) for one, two in pairs]
     now = [evidence.n if seeds is None else seeds[pair] for pair, evidence in zip(pairs, single, strict=True)]
     taken = [list((looks or {}).get(pair, ())) for pair in pairs]
     # Each pair has spent by its own seeds, so its p is brought to alpha before the pairs are put in order. A null pair
@@ -174,7 +176,7 @@ def judge(
                 p_adjusted=p,
                 verdict=verdict,
                 more_seeds=more,
-                size=None if stated is None else _size(pair, stated, table, assumed[1], called),
+                size=None if stated is None else _size(pair, stated, tables[first, second].fit, assumed[1], called),
                 reason=pair.reason,
             )
         )
@@ -248,10 +250,19 @@ class _Evidence:
         return self.deviation, deviation_range(self.deviation, self.df)
 
 
-def _evidence(results: Results, table: Fit, fallen: Sequence[str], first: str, second: str) -> _Evidence:
-    out = [row for row in (first, second) if row in fallen]
+class _Table:
+    """What rows share: the deviation of those that didn't collapse."""
+
+    def __init__(self, results: Results, same: Mapping[str, str]) -> None:
+        self.results = {row: cells for row, cells in results.items() if same.get(row, row) == row}
+        self.fallen = collapsed(self.results)
+        self.fit = fit(self.results, [row for row in self.results if row not in self.fallen])
+
+
+def _evidence(table: _Table, first: str, second: str) -> _Evidence:
+    results, out = table.results, [row for row in (first, second) if row in table.fallen]
     # A row that collapsed varies in a way of its own: then the pair's own differences are all there is.
-    used = fit(results, [first, second]) if out and first != second else table
+    used = fit(results, [first, second]) if out and first != second else table.fit
     both = sorted(results[first].keys() & results[second].keys())
     n = len(both)
     difference = sum(results[first][seed] - results[second][seed] for seed in both) / n if both else None

@@ -41,5 +41,7 @@ def measure() -> list[Figure]:
                         _checkpoint(step.state, writer, folder / "scratch", Keeping(), {})
 
         pairs = alternate(saving, plain, pairs=PAIRS, warm_up=1)
-    figure = pairs.figure(f"{EVERY} steps with a checkpoint, bfloat16, s", at_most=1.02, judged="low", peer="without one")
+    figure = pairs.figure(
+        f"{EVERY} steps with a checkpoint, bfloat16, s", at_most=1.02, judged="low", peer="without one"
+    )
     return [figure]

@@ -200,6 +200,27 @@ def test_stopped_and_continued_is_bit_for_bit_the_uninterrupted(generated, tmp_p
     assert all(torch.equal(value, models[1][key]) for key, value in models[0].items())
 
 
+def test_an_evaluation_that_a_stop_left_out_is_made_up_for(generated, tmp_path):
+    config = small_config(
+        schedule={"iterations": 6}, checkpoint={"every": None}, evaluation={"every": 2}, tracking={"every": 2}
+    )
+    whole, stopped, continued, again = Journal(), Journal(stop_at=4), Journal(), Journal()
+    train(config, *generated, folder=tmp_path / "whole", hooks=whole)
+    with pytest.raises(TrainingStopped, match="step 4 of 6"):
+        train(config, *generated, folder=tmp_path / "parts", hooks=stopped)
+    assert sorted(stopped.evaluations) == [2]
+    train(config, *generated, folder=tmp_path / "parts", hooks=continued, resume_from=stopped.checkpoints[-1][1])
+    found = stopped.evaluations | continued.evaluations
+    assert sorted(found) == sorted(whole.evaluations) == [2, 4, 6]
+    assert [one["AP"] for one in found.values()] == [one["AP"] for one in whole.evaluations.values()]
+    # A checkpoint that has its evaluation owes none.
+    saving = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": 2})})
+    train(saving, *generated, folder=tmp_path / "saving", hooks=again)
+    resumed = Journal()
+    train(saving, *generated, folder=tmp_path / "resumed", hooks=resumed, resume_from=dict(again.checkpoints)[4])
+    assert sorted(resumed.evaluations) == [6]
+
+
 def test_checkpoints_metrics_and_evaluations_come_when_they_are_due(generated, tmp_path):
     config = small_config(
         schedule={"iterations": 6}, checkpoint={"every": 2}, evaluation={"every": 3}, tracking={"every": 2}

@@ -208,6 +208,32 @@ def test_what_gets_on_has_minutes_and_what_stands_still_seconds(monkeypatch: pyt
     assert look(began + MOST_S + 1, 10_000)
 
 
+def test_an_iteration_may_take_what_the_user_said_and_an_outage_is_no_standstill(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, away = [0.0], [False]
+    monkeypatch.setattr(cancellation.time, "monotonic", lambda: now[0])
+
+    def progress() -> int:
+        if away[0]:
+            raise UnreachableError("503")
+        return 1
+
+    slow, usual = Grace(progress, 4 * GRACE_S), Grace(progress)
+    now[0] = 1.0
+    assert not slow.over()
+    assert not usual.over()
+    now[0], away[0] = GRACE_S + 2, True
+    assert not usual.over()
+    now[0], away[0] = 2 * GRACE_S, False
+    assert not usual.over()
+    now[0] = 4 * GRACE_S
+    assert usual.over()
+    assert not slow.over()
+    now[0] = 4 * GRACE_S + 2
+    assert slow.over()
+
+
 def test_a_worker_is_ended_only_when_no_worker_of_its_training_gets_on(
     table: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -321,7 +321,7 @@ with Lease(ledger.place, "t") as held:
         "run": lambda: mine.remember_run("t", "old", "a", 0),
         "end": lambda: end_gracefully(mine, ["b"], None),
         "stopped": lambda: samples.mark_stopped(mine, "a", sweep="t", by="asha", step=1, metric="AP", value=0.0),
-        "sample": lambda: samples.add_sample(mine, "t", "s", {}, "a"),
+        "sample": lambda: samples.add_sample(mine, "t", "s", {}, "a", 0),
         "forget": lambda: samples.forget(mine, "t", "s"),
         "rows": lambda: history.remember_rows(mine, "t", [("a", 0, "b")]),
         "accepted": lambda: history.forget_accepted(mine, "a"),

@@ -49,6 +49,26 @@ def test_seeds_that_were_seen_can_not_be_left_out(tmp_path: Path) -> None:
     assert "an earlier look had the seeds 0 of" in comparison.withheld
 
 
+def test_a_pair_selected_by_itself_is_the_look_that_the_table_was(tmp_path: Path) -> None:
+    """Otherwise the same difference would be tested with another deviation at the same level once more."""
+    plan = plan_of(tmp_path, seeds=(0, 1))
+    ledger = finished(plan)
+    write_report(plan, ledger)
+    rows = tuple(row for row in plan.rows if row.row in ("both", "plain"))
+    alone = replace(plan, rows=rows, compare=plan.compare[:1], wider=plan)
+    whole, selected = (compare(one, ledger).pairs[0].judgement for one in (plan, alone))
+    assert selected is not None
+    assert selected == whole
+    # Where it was looked at by itself first, the table has that deviation.
+    other = finished(plan)
+    other.seen = [{"both": (0, 1), "plain": (0, 1)}]
+    first, later = (compare(one, other).pairs[0].judgement for one in (alone, plan))
+    assert first is not None
+    assert later is not None
+    assert first.df == later.df == 1
+    assert first.p == later.p
+
+
 def test_seeds_of_one_row_alone_are_a_look_at_its_pairs_alone(tmp_path: Path) -> None:
     """Rows trained with more seeds than the others take nothing from the level of the others."""
     plan = plan_of(tmp_path)
@@ -60,6 +80,14 @@ def test_seeds_of_one_row_alone_are_a_look_at_its_pairs_alone(tmp_path: Path) ->
     first, *others = looks_document(comparison)[-1]["pairs"]
     assert (first["seeds"], first["level"]) == (3, pytest.approx(0.05 / 6))
     assert [(pair["seeds"], pair["level"]) for pair in others] == [(2, pytest.approx(0.05 / 2))] * 2
+    # Their level is that of the first look, and so are their results: a third seed elsewhere is no new test of them.
+    at_first = compare(plan_of(tmp_path, seeds=(0, 1)), finished(plan_of(tmp_path, seeds=(0, 1))))
+    for before, now in zip(at_first.pairs[1:], comparison.pairs[1:], strict=True):
+        assert before.judgement is not None
+        assert now.judgement is not None
+        assert (now.judgement.df, now.judgement.p) == (3, pytest.approx(before.judgement.p))
+    assert comparison.pairs[0].judgement is not None
+    assert comparison.pairs[0].judgement.df == 4  # of ten trainings, less four rows and two more seeds
     note = next(note for note in pair_notes(comparison) if "looked at" in note)
     assert "looked at 2 times. both \N{MINUS SIGN} plain: at 2, 3 seeds" in note
     assert "at 2, 2 seeds; this look could use a level of 0.0250" in note

@@ -165,6 +165,27 @@ def test_a_selection_of_rows_registers_nothing_and_takes_nothing_back(storage, s
         assert registry.kept(plan) == decided
 
 
+def test_a_row_of_which_seeds_are_missing_registers_nothing(storage, saved):  # noqa: F811
+    plan = registering(storage, {"a": "a"})
+    assert swept(replace(plan, partly=("b",)), saved, 20.0) == ({}, None)
+    assert registry.kept(plan)["sentence"].startswith("nothing was registered: b is not finished")
+
+
+def test_a_winner_that_the_store_has_no_run_of_is_not_registered_and_holds_nothing_up(storage, saved):  # noqa: F811
+    plan = registering(storage, {"a": "a", "b": "b"})
+    ledger = Ledger(storage)
+    for row, value in zip(plan.rows, (20.0, 30.0), strict=True):
+        begin(ledger, plan, row)
+        train(ledger, row, 0, 2)
+        finish(ledger, row, saved, AP=value, AP50=value)
+    selected = replace(plan, rows=plan.rows[:1], wider=plan)
+    assert again(selected) == ({}, None)
+    assert "this tracking server has no run of it; orchestrator.sync brings it" in registry.kept(plan)["sentence"]
+    versions, best = again(plan)
+    assert (set(versions), best) == ({1}, 1)
+    assert versions[1].tags["row"] == "b"
+
+
 @pytest.mark.parametrize("name", ["a/b", "models:x", "best@1", " ", "x" * 300, "<b>", "../x"])
 def test_a_name_that_models_cant_have_is_refused_at_its_line(tmp_path, name):
     path = write_table(tmp_path, TABLE + f"register: {{name: {json.dumps(name)}}}\n")

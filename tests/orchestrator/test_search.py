@@ -283,6 +283,29 @@ def test_a_storage_that_is_away_for_a_moment_is_waited_for_while_samples_are_dra
     assert set(refused) == {"add_sample", "mark_stopped", "_claimed_now", "_value"}
 
 
+def test_a_sample_whose_answer_was_lost_is_written_down_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "PAUSE_S", 0.001)
+    write, lost = orchestrator.search.add_sample, itertools.count()
+
+    def answer_lost(*given: Any) -> Any:
+        found = write(*given)
+        if next(lost) in (3, 7):
+            raise UnreachableError("503")
+        return found
+
+    monkeypatch.setattr(orchestrator.search, "add_sample", answer_lost)
+    Tuned(monkeypatch, height)
+    plan, outcome = search(folder)
+    assert outcome == SweepOutcome("complete")
+    assert plan.search is not None
+    assert plan.search.winner is not None
+    known = read_samples(Ledger(plan.storage), plan.key, plan.search.key).samples
+    assert [sample.number for sample in known] == list(range(12))
+    figures = [Ledger(plan.storage).record(row.identity, row.evaluations).metrics for row in plan.search.samples]
+    best = max(plan.search.samples, key=lambda row: figures[plan.search.samples.index(row)].get("AP") or 0.0)
+    assert plan.search.winner.row == best.row
+
+
 def test_fresh_begins_the_search_anew_and_keeps_what_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = Tuned(monkeypatch, height)
     first, _ = search(folder)

@@ -111,3 +111,27 @@ def test_a_pair_that_is_no_longer_compared_leaves_no_verdict_behind(table: Path)
     table.write_text(TABLE.replace('compare: [["1:1", "D_up:1"]]', "compare: []"))
     assert main([str(table)]) == 0
     assert pairs_csv(table) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "left", "partly"),
+    [("failed", [], ()), ("pending", [("D_up:1", 0)], ("D_up:1",))],
+)
+def test_of_a_row_that_failed_with_one_seed_the_others_are_no_row(
+    table: Path, state: str, left: list[tuple[str, int]], partly: tuple[str, ...]
+) -> None:
+    """They would be a choice by results; what is only unfinished isn't."""
+    assert main([str(table), "--seeds", "0,1"]) == 0
+    plan = make_plan(SweepRequest(str(table), seeds=(0, 1)), "describe")
+    last = plan.rows[-1]
+    assert (last.row, last.seed) == ("D_up:1", 1)
+    change = {"state": state, "error": "it diverged" if state == "failed" else None}
+    Ledger(plan.storage).place.update(
+        f"trainings/{last.identity}/status.json", lambda found: {**(found or {}), **change}
+    )
+    assert planned(table, only=("1:1",), seeds=(0, 1)) == [("1:1", 0), ("1:1", 1), *left]
+    selected = make_plan(SweepRequest(str(table), only=("1:1",), seeds=(0, 1)), "describe")
+    assert selected.partly == partly
+    assert selected.left_out == (() if left else ("D_up:1",))
+    # Whoever selects its seeds has said so.
+    assert planned(table, seeds=(0,)) == [("1:1", 0), ("1:1", 1), ("D_up:1", 0)]

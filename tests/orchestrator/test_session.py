@@ -296,3 +296,29 @@ def test_a_package_that_can_not_be_imported_is_said_and_fails_no_row(
     assert "the cluster stopped scheduling (import of orchestrator.trial halted" in (outcome.error or "")
     states = {Ledger(folder / "storage").record(identity).state for identity in plan_of(folder).trainings}
     assert states == {"pending"}
+
+
+def test_an_evaluation_that_is_left_needs_room_too(folder: Path) -> None:
+    """A node that goes before a training is evaluated is waited for, and no longer than said."""
+    plan = plan_of(folder)
+    ledger = Ledger(plan.storage)
+    ledger.prepare()
+    running = session.Pass(plan, ledger, lambda: None, session.Limits())
+    trained, _ = plan.trainings
+    needs = {identity: nodes.Need(2, 1, 0.0) for identity in plan.trainings}
+    for identity in needs:
+        ledger.claim(identity, sweep=plan.key, row="r", seed=0, config={}, iterations=10)
+        running._claimed.append(identity)
+    ledger.finished(trained, plan.storage, {})
+    assert running._left(needs) == [nodes.Need(1, 1, 0.0), nodes.Need(2, 1, 0.0)]
+    row = plan.rows[0]
+    ledger.evaluated(trained, row.evaluation, plan.storage, {"AP": 1.0}, {})
+    assert running._left(needs) == [nodes.Need(2, 1, 0.0)]
+
+
+def test_a_trial_does_not_give_up_before_its_driver(folder: Path) -> None:
+    plan = plan_of(folder)
+    for minutes, expected in ((None, 3600.0), (10, 3600.0), (120, 4 * 3600.0)):
+        limits = session.Limits(wait_for_nodes_s=None if minutes is None else 60.0 * minutes)
+        running = session.Pass(plan, Ledger(plan.storage), lambda: None, limits)
+        assert running._assignment(plan.rows[0], 0.0, None, plan.rows).wait_s == expected

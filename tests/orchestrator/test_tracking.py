@@ -425,3 +425,31 @@ def test_who_dies_as_the_database_is_made_leaves_none_that_is_half_made(tmp_path
     tracker.connect()
     assert MlflowClient(tracking_uri=plan.tracking_uri).get_experiment_by_name("t") is not None
     assert not (tmp_path / ".mlflow.db.new").exists()
+
+
+def test_a_storage_that_is_away_is_not_called_a_tracking_server(storage, monkeypatch, caplog):
+    plan = make_plan(storage, {"a": "a"})
+    ledger = Ledger(storage)
+    tracker = opened(plan, ledger)
+
+    def away():
+        raise UnreachableError("the storage s3://b/x can't be used (503)") from OSError(111, "Connection refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "check", away)
+        said = tracker.finish("FINISHED", patience=0.01)
+    assert "the storage s3://b/x can't be used (503)" in said
+    assert "Connection refused" not in said
+    assert caplog.messages == ["the storage s3://b/x can't be used (503); waiting up to 0.01 s for it"]
+
+
+def test_a_driver_that_was_replaced_says_so_as_it_opens_its_run(storage, monkeypatch):
+    plan = make_plan(storage, {"a": "a"})
+    ledger = Ledger(storage)
+
+    def replaced(*_):
+        raise LeaseLostError("the sweep t was taken over")
+
+    monkeypatch.setattr(ledger, "remember_run", replaced)
+    with pytest.raises(LeaseLostError):
+        opened(plan, ledger)

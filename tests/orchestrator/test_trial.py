@@ -15,7 +15,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from detector.config import TrainingConfig
 from detector.errors import UnreachableError
-from orchestrator import nodes, recovery, trial
+from orchestrator import cancellation, journal, nodes, recovery, trial
 from orchestrator.evaluation import EvaluationJob, evaluate_training
 from orchestrator.ledger import Ledger
 from orchestrator.nodes import Nodes
@@ -175,7 +175,41 @@ def test_an_evaluation_that_fails_is_not_tried_again(assignment: Assignment, mon
 
 
 def test_an_evaluation_writes_nothing_on_a_node_that_is_not_fit(assignment: Assignment, tmp_path: Path) -> None:
-    expected = replace(expect(str(tmp_path), "t"), nonce="another storage's")
+    expected = replace(expect(Ledger(tmp_path), "t"), nonce="another storage's")
     with pytest.raises(UnfitNodeError, match="it doesn't see the storage"):
         evaluate_training(replace(assignment, expected=expected), JOB)
     assert not (tmp_path / "trainings" / "a1" / "evaluation.log").exists()
+
+
+def test_what_is_put_back_while_its_workers_save_is_given_back_when_they_have(
+    assignment: Assignment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(assignment.storage)
+    ledger.started("a1", node="n", from_step=0, hardware={})
+
+    def cancel_and_put_back() -> None:
+        for change in (cancellation._cancelled, cancellation._pending):
+            ledger.place.update("trainings/a1/status.json", change)
+        assert cancellation.is_cancelled(ledger, "a1"), "its workers go on saving"
+        ledger.append("a1", journal.line(7, "train", {"loss": 1.0}))
+        ledger.attempt_failed("a1", "stopped at step 7 of 100, resumable", outcome="interrupted")
+
+    monkeypatch.setattr("ray.tune.report", lambda figures: None)
+    trainer = Trainer(1, [0.0], cancel_and_put_back)
+    monkeypatch.setattr(nodes, "present", lambda: TWO)
+    monkeypatch.setattr(trial, "_trainer", lambda *_: trainer)
+    monkeypatch.setattr(trial, "Watch", lambda *_: Unwatched())
+    trial.run_trial({"identity": "a1"}, assignments={"a1": assignment})
+    record = ledger.record("a1")
+    assert (record.state, record.holder, record.cancelled, record.step) == ("pending", None, False, 7)
+    assert not cancellation.is_cancelled(ledger, "a1")
+
+
+def test_what_is_put_back_before_it_began_is_as_if_nothing_had_been(assignment: Assignment) -> None:
+    ledger = Ledger(assignment.storage)
+    before = ledger.place.read("trainings/a1/status.json")
+    for change in (cancellation._cancelled, cancellation._pending):
+        ledger.place.update("trainings/a1/status.json", change)
+    after = ledger.place.read("trainings/a1/status.json")
+    assert (after["state"], after["holder"]) == (before["state"], before["holder"]) == ("pending", "t")
+    assert not cancellation.is_cancelled(ledger, "a1")
