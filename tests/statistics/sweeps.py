@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -98,6 +98,24 @@ def up_to(results: dict[str, dict[int, float]], seeds: int) -> dict[str, dict[in
     return {row: {seed: ap for seed, ap in cells.items() if seed < seeds} for row, cells in results.items()}
 
 
+class Looks:
+    """The looks at a table so far, as a sweep's report keeps them."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self.counts: dict[tuple[str, str], list[int]] = {pair: [] for pair in pairs}
+        self._first: dict[tuple[tuple[str, str], int], dict[str, dict[int, float]]] = {}
+
+    def judge(self, results: dict[str, dict[int, float]], paper: dict[str, float]) -> list[Judgement]:
+        """Judges ``results``, which is a look. A pair without a new seed keeps the results of its look."""
+        at = {pair: (pair, len(results[pair[0]].keys() & results[pair[1]].keys())) for pair in self.counts}
+        seen = {pair: self._first[now] for pair, now in at.items() if now in self._first}
+        judged = judge(results, list(self.counts), paper, looks=self.counts, seen=seen)
+        for pair, now in at.items():
+            self.counts[pair].append(now[1])
+            self._first.setdefault(now, results)
+        return judged
+
+
 def is_false(judgement: Judgement, truth: dict[str, float]) -> bool:
     """Whether a verdict is given where there is no difference, or on the wrong side."""
     difference = truth[judgement.first] - truth[judgement.second]
@@ -121,18 +139,15 @@ def false_tables(setting: Setting, count: int, seed: int = 0, *, spending: bool 
     the only one, at the whole level."""
     false = 0
     for results in sweeps(setting, count, seed):
-        looks: dict[tuple[str, str], list[int]] = {pair: [] for pair in setting.compared}
+        looks = Looks(setting.compared)
         for seeds in setting.seeds:
-            seen = up_to(results, seeds)
-            judged = judge(seen, setting.compared, {}, looks=looks)
+            judged = looks.judge(up_to(results, seeds), {})
             if not spending:
                 shown = zip(judged, holm([judgement.p for judgement in judged]), strict=True)
                 judged = [replace(one, verdict="shown" if p <= ALPHA else CANT_TELL) for one, p in shown]
             if any(is_false(judgement, setting.truth) for judgement in judged):
                 false += 1
                 break
-            for (first, second), counts in looks.items():
-                counts.append(len(seen[first].keys() & seen[second].keys()))
     return false / count
 
 
@@ -145,15 +160,12 @@ def false_tables_adding_what_is_advised(rows: int, pairs: int, count: int, most:
     paper = {row: 39.0 - 0.3 * number for number, row in enumerate(setting.row_names)}
     false = 0
     for results in sweeps(setting, count, seed):
-        looks: dict[tuple[str, str], list[int]] = {pair: [] for pair in setting.compared}
-        seeds = 2
+        looks, seeds = Looks(setting.compared), 2
         while True:
-            judged = judge(up_to(results, seeds), setting.compared, paper, looks=looks)
+            judged = looks.judge(up_to(results, seeds), paper)
             if any(judgement.verdict != CANT_TELL for judgement in judged):
                 false += 1
                 break
-            for counts in looks.values():
-                counts.append(seeds)
             if seeds == most:
                 break
             advised = [j.more_seeds.about for j in judged if j.more_seeds and j.more_seeds.about]
@@ -166,16 +178,14 @@ def false_tables_adding_to_the_nearest(rows: int, pairs: int, count: int, most: 
     setting = Setting(rows, pairs, (most,))
     false = 0
     for results in sweeps(setting, count, seed):
-        looks: dict[tuple[str, str], list[int]] = {pair: [] for pair in setting.compared}
+        looks = Looks(setting.compared)
         have = dict.fromkeys(setting.row_names, 2)
         while True:
             seen = {row: {number: ap for number, ap in results[row].items() if number < have[row]} for row in results}
-            judged = judge(seen, setting.compared, {}, looks=looks)
+            judged = looks.judge(seen, {})
             if any(judgement.verdict != CANT_TELL for judgement in judged):
                 false += 1
                 break
-            for one in judged:
-                looks[one.first, one.second].append(one.n)
             open_ones = [one for one in judged if min(have[one.first], have[one.second]) < most]
             if not open_ones:
                 break
