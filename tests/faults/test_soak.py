@@ -25,7 +25,7 @@ from tests.faults.counted import counted
 from tests.faults.sweeps import Sweep, executed
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(2400)]
-ITERATIONS, EVERY = 80, 5
+ITERATIONS, EVERY = 60, 5
 MEAN_S = 60.0
 SEED = 20260
 ROWS = "".join(
