@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from detector.checkpoint_store import CheckpointStore
+from tests.faults.counted import counted
 from tests.faults.sweeps import Sweep
 
 FAULTY = (Path(__file__).parent / "faulty.py").read_text()
@@ -61,7 +62,9 @@ def test_a_loss_that_is_not_finite_on_one_worker_fails_that_row_alone(tmp_path, 
     assert "lower schedule.learning_rate or set schedule.clip_norm" in error
     assert document["status"] == "partial"
     assert [row["state"] for row in document["rows"]] == ["failed", "finished"]
-    measured("12: loss not finite on one of two workers", completed="the other row", said=error)
+    measured(
+        "12: loss not finite on one of two workers", completed="the other row", said=error, **counted(sweep.storage)
+    )
 
 
 @pytest.mark.long
@@ -81,19 +84,21 @@ def test_what_a_retry_cant_cure_is_tried_at_most_twice(tmp_path, measured):
         tmp_path / "sweep", rows("memory", "shape", "full_disk", "read_only") + LATE, iterations=10, plugin=FAULTY
     )
     document = sweep.run(3)
+    counts = counted(sweep.storage)
     said = checked(sweep, document, "memory", attempts=1, newest=5)
     assert "the memory of cpu is too small for 2 images a worker at once" in said
     assert "set resources.micro_batch_size=1" in said
-    measured("13: out of memory", completed="the other rows", said=said)
+    measured("13: out of memory", completed="the other rows", said=said, **counts)
     said = checked(sweep, document, "shape", attempts=2, newest=5)
     assert said.startswith("RuntimeError: ")
     assert "mat1 and mat2 shapes cannot be multiplied" in said
-    measured("13: error of shapes", completed="the other rows", said=said)
+    measured("13: error of shapes", completed="the other rows", said=said, **counts)
     for fault, words in (("full_disk", "No space left on device"), ("read_only", "Read-only file system")):
         said = checked(sweep, document, fault, attempts=1, newest=5)
         assert f"the checkpoint of step 10 can't be written to {sweep.storage}" in said
         assert f"({words}); the one of step 5 is intact" in said
-        measured(f"10: {words}", completed="the other rows", said=said.replace(str(sweep.storage), "STORAGE"))
+        said = said.replace(str(sweep.storage), "STORAGE")
+        measured(f"10: {words}", completed="the other rows", said=said, **counts)
     assert document["rows"][-1]["state"] == "finished"
 
 
@@ -113,4 +118,6 @@ def test_an_image_that_became_unreadable_ends_the_training_by_name(tmp_path, mea
     assert "delete the store and convert the data again" in row["error"]
     assert sweep.record(row["identity"]).attempts == 1
     said = row["error"].replace(str(sweep.storage), "STORAGE")
-    measured("11: an image becomes unreadable", completed="–", damaged="1 image", said=said)
+    measured(
+        "11: an image becomes unreadable", completed="–", said=said, **{**counted(sweep.storage), "damaged": "1 image"}
+    )

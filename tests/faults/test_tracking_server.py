@@ -24,6 +24,7 @@ from orchestrator.lease import Lease, LeaseLostError
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, PlannedRow
 from orchestrator.tracking import Tracker
+from tests.faults.counted import repeated
 from tests.faults.servers import FlakyProxy, mlflow_server
 
 pytestmark = pytest.mark.long
@@ -174,7 +175,9 @@ def test_away_at_start_in_the_middle_and_at_the_end(proxy, tmp_path, seconds, me
         assert tracker.finish("FINISHED") is None
         took = time.monotonic() - began
         check_all_there(plan, ledger, proxy.url)
-    measured(f"9: MLflow away for {seconds} s at start, middle and end", wasted=0, seconds=took)
+        twice = repeated(MlflowClient(proxy.url))
+    assert twice == []
+    measured(f"9: MLflow away for {seconds} s at start, middle and end", wasted=0, seconds=took, duplicates=0)
 
 
 @pytest.mark.parametrize(
@@ -203,8 +206,11 @@ def test_bad_answers(proxy, tmp_path, monkeypatch, modes, measured):
         threading.Timer(4, proxy.mode, ["up"]).start()
         assert tracker.finish("FINISHED") is None
         check_all_there(plan, ledger, proxy.url)
+        proxy.mode("up")
+        twice = repeated(MlflowClient(proxy.url))
+    assert twice == []
     assert proxy.failed > 5 or modes == ("slow",)
-    measured(f"9: MLflow answers {', '.join(dict.fromkeys(modes))}", wasted=0)
+    measured(f"9: MLflow answers {', '.join(dict.fromkeys(modes))}", wasted=0, duplicates=0)
 
 
 def test_answers_that_come_after_one_stopped_waiting(proxy, tmp_path, monkeypatch):
