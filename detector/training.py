@@ -131,7 +131,9 @@ def _steps(
             _checkpoint(state, writer, folder, hooks, metrics, evaluation)
 
     if owed is not None:
-        metrics |= _evaluated(state, owed, hooks).metrics
+        made_up = _evaluated(state, owed, hooks)
+        metrics |= made_up.metrics
+        save(made_up)  # of the same step: it is owed no more, and who waits for its figures is told
     for micro_batches in batches:
         state.window.add(_updated(state, micro_batches), images=config.schedule.batch_size)
         hooks.on_progress(state.step)

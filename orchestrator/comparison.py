@@ -206,11 +206,12 @@ def _seen(
     if not any(first.values()):
         return {}
     data = next(data_of(row) for row in plan.rows if row.row in rows)
-    alike = {row.row for row in plan.reported.rows if data_of(row) == data}
     # Of two names of one training a selected one is kept, which ``same_training`` of the selection knows.
-    selected_first = sorted(plan.reported.rows, key=lambda row: row.row not in rows)
-    again = same_training(replace(plan.reported, rows=tuple(selected_first)), alike)
-    cells, _, _ = planned_cells(plan.reported, ledger)
+    known = sorted([*plan.reported.rows, *plan.beside], key=lambda row: row.row not in rows)
+    everything = replace(plan.reported, rows=tuple(known))
+    alike = {row.row for row in known if data_of(row) == data}
+    again = same_training(everything, alike)
+    cells, _, _ = planned_cells(everything, ledger)
     return {
         pair: {
             name: {seed: value for seed, value in cells[name].items() if seed in seeds_of(look, name)}

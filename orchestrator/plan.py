@@ -156,7 +156,10 @@ class Plan:
     left_out: tuple[str, ...] = ()
     """Names of rows of the sweep file that have no part in it."""
     partly: tuple[str, ...] = ()
-    """Names of rows that aren't selected now and of which some seeds are finished, others not."""
+    """Names of rows of which some seeds are finished, and others that aren't selected now are not."""
+    beside: tuple[PlannedRow, ...] = ()
+    """Finished seeds of rows that aren't selected and failed with another seed: in no report, but earlier looks had
+    them."""
     wider: Plan | None = None
     """The same with the rows and seeds of the sweep file that aren't selected now and were finished before."""
 
@@ -269,12 +272,12 @@ def make_plan(request: SweepRequest, purpose: Purpose = "run") -> Plan:
         dropped=history.dropped(row.name for row in spec.rows),
     )
     if spec.search is None and again is None:
-        earlier, partly = _finished_earlier(spec, layers, rows, history, request, ledger, facts)
-        plan = _with_rows(plan, spec, rows)
+        earlier, failed, partly = _finished_earlier(spec, layers, rows, history, request, ledger, facts)
+        plan = replace(_with_rows(plan, spec, rows), beside=tuple(failed), partly=partly)
         if not earlier:
             return plan
         wider = _with_rows(plan, spec, sorted([*rows, *earlier], key=lambda row: row.seed))
-        return replace(plan, wider=wider, left_out=wider.left_out, partly=partly)
+        return replace(plan, wider=wider, left_out=wider.left_out)
     plan = _with_rows(plan, spec, rows)
     if spec.search is None:
         return plan
@@ -304,14 +307,13 @@ def _finished_earlier(
     request: SweepRequest,
     ledger: Ledger,
     facts: Facts,
-) -> tuple[list[PlannedRow], tuple[str, ...]]:
-    """Rows and seeds of the sweep, as it was run before, that aren't ``selected`` now and are finished; and names of
-    those rows that aren't wholly.
-
-    A row that isn't selected and has failed with one of its seeds is left out: the others are a choice by results.
+) -> tuple[list[PlannedRow], list[PlannedRow], tuple[str, ...]]:
+    """Rows and seeds of the sweep, as it was run before, that aren't ``selected`` now and are finished; those of rows
+    that aren't selected and have failed with another seed, so that these would be a choice by results; and names of the
+    rows that aren't wholly finished.
     """
     now = {(row.row, row.seed) for row in selected}
-    partly = []
+    failed, partly = [], []
     if request.other_code == "accept":
         request = replace(request, other_code="refuse")  # that was said of what is selected
     found = []
@@ -327,13 +329,15 @@ def _finished_earlier(
             planned = [_planned(made, config, model, seed, facts) for seed in seeds]
             rows = [_with_history(one, history, request, "read") for one in planned]
             states = [ledger.record(one.identity, one.evaluations).state for one in rows]
-            whole = row.name in {one.row for one in selected}
-            if "failed" in states and not whole:
+            finished = [one for one, state in zip(rows, states, strict=True) if state == "finished"]
+            chosen = row.name in {one.row for one in selected}
+            if "failed" in states and not chosen:
+                failed += finished
                 continue
-            found += [one for one, state in zip(rows, states, strict=True) if state == "finished"]
-            if set(states) > {"finished"} and not whole:
+            found += finished
+            if len(finished) < len(rows) and (finished or chosen):
                 partly.append(row.name)
-    return found, tuple(partly)
+    return found, failed, tuple(partly)
 
 
 def _check_known(key: str, ledger: Ledger, request: SweepRequest) -> None:

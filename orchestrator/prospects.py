@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.comparison import data_of, paper_of, planned_cells, same_training, seeds_by_row
@@ -25,8 +26,8 @@ class Prospects:
     """Of the pairs whose rows have the same data."""
     apart: tuple[tuple[str, str], ...]
     """Pairs that are never compared: their rows have different data."""
-    seeds: int
-    """Planned a row."""
+    planned: Mapping[tuple[str, str], int]
+    """Seeds that both rows of a pair are to have."""
     deviations: tuple[float, float]
     """AP between seeds, as a range."""
     measured: int
@@ -40,7 +41,6 @@ def prospects(plan: Plan, ledger: Results) -> Prospects:
     plan = plan.reported  # which is what is judged, earlier seeds and all
     cells, _, _ = planned_cells(plan, ledger)
     first = {row.row: row for row in reversed(plan.rows)}
-    seeds = tuple(dict.fromkeys(row.seed for row in plan.rows))
     pairs = [pair for pair in plan.compare if set(pair) <= first.keys()]
     present = dict(seeds_by_row(plan))
     search = plan.search if plan.search is not None and plan.search.winner is None else None
@@ -77,7 +77,7 @@ def prospects(plan: Plan, ledger: Results) -> Prospects:
     return Prospects(
         pairs=tuple(found[pair] for pair in pairs if pair in found),
         apart=tuple(pair for pair in pairs if pair not in found),
-        seeds=len(seeds),
+        planned={pair: shared(present, pair) for pair in pairs},
         deviations=deviations,
         measured=measured,
         elsewhere=" and ".join(dict.fromkeys(map(data_name, other))),
@@ -97,19 +97,25 @@ def prospect_lines(told: Prospects, costs: Estimate | None = None) -> list[str]:
         by += f" (95 % interval, {told.measured} degrees of freedom of what is trained)"
     else:
         by += " (assumed, of COCO" + (f"; {told.elsewhere} may vary more)" if told.elsewhere else ")")
-    seeds = f"{told.seeds} seed{'s' * (told.seeds != 1)}"
-    lines = [f"of {seeds}, at 80 % power, by {by}:"]
+    counts = sorted(set(told.planned.values()))
+    of = _count(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    lines = [f"of {of}, at 80 % power, by {by}:"]
     for pair in told.pairs:
+        seeds = told.planned[pair.first, pair.second]
         if pair.smallest is None:
-            shown = f"{seeds} show{'s' * (told.seeds == 1)} nothing"
+            shown = f"{_count(seeds)} show{'s' * (seeds == 1)} nothing"
         else:
             shown = f"differences from {_range(*pair.smallest)} AP are shown"
         each = costs.of_a_seed(pair.first, pair.second) if costs is not None else None
         cost = _Cost(each, costs.unit, costs.price) if costs is not None and each is not None else None
-        planned = f" ({cost.of(told.seeds)})" if cost else ""
+        planned = f" ({cost.of(seeds)})" if cost else ""
         lines.append(f"{_name(pair.first, pair.second)}: {shown}{planned}; {_needed(pair, cost)}")
     lines += [f"{_name(*pair)}: never compared, as the rows have different data" for pair in told.apart]
     return lines
+
+
+def _count(seeds: int) -> str:
+    return f"{seeds} seed{'s' * (seeds != 1)}"
 
 
 def _name(first: str, second: str) -> str:

@@ -56,7 +56,7 @@ def register(store: RunStore, plan: Plan, ledger: Ledger) -> bool:
         found: Winner | str = (
             f"nothing was registered: {listed(lacking, 3)} "
             f"{'is' if len(lacking) == 1 else 'are'} not finished, and the winner is chosen among all rows; run "
-            "the sweep without --only"
+            "the sweep without --only and --seeds"
         )
     else:
         found = choose(plan.reported, ledger)

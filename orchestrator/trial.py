@@ -23,7 +23,7 @@ from orchestrator.lease import STALE_S
 from orchestrator.ledger import Ledger
 from orchestrator.outage import wait_out
 from orchestrator.probe import UnfitNodeError
-from orchestrator.recovery import ERROR_RETRIES, Retries, Waiting, cause, chain, is_lost, is_waiting, sentence
+from orchestrator.recovery import ERROR_RETRIES, Retries, Waiting, cause, causes, chain, is_lost, is_waiting, sentence
 from orchestrator.worker import Assignment, checkpoints, work
 
 WAITS = 4
@@ -60,7 +60,7 @@ def run_trial(params: dict[str, Any], *, assignments: dict[str, Assignment]) -> 
                 _evaluate(assignment, job, ledger)
             _resample(assignment, job, ledger)
         ledger.release(assignment.identity)
-    elif to_end:
+    elif to_end or is_cancelled(ledger, assignment.identity):
         ledger.release(assignment.identity)
     # Tune forgets a trial that never reports.
     tune.report({"state": ledger.record(assignment.identity).state})
@@ -85,7 +85,8 @@ def _train(assignment: Assignment, ledger: Ledger) -> bool:
             return False
         except TrainingFailedError as error:
             _await_storage(ledger, identity)  # which may be what has failed
-            if is_cancelled(ledger, identity):
+            # Who puts it back once its workers have saved takes the mark away before they are seen to have ended.
+            if is_cancelled(ledger, identity) or any(type(one).__name__ == "TrainingStopped" for one in causes(error)):
                 return True
             if is_waiting(error):
                 if waiting.goes_on(room=_has_room(assignment)):

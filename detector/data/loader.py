@@ -260,7 +260,7 @@ def _read(
         worker_init_fn=partial(_set_threads, threads),
         prefetch_factor=PREFETCHED,
         # From page-locked memory a batch goes to the device while the step before it is computed.
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_initialized(),
         # Connections to a remote store don't survive a fork; there each process opens its own.
         multiprocessing_context=None if fork else "spawn",
         generator=torch.Generator(),  # else starting the processes would draw from the training's own generator

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from detector.errors import UnreachableError
@@ -45,20 +47,27 @@ def write_report(plan: Plan, ledger: Results) -> dict[str, Path]:
     if comparison.pairs or (plan.folder / "pairs.csv").exists():
         contents["pairs.csv"] = comma_separated_pairs(comparison)
     _remember(plan, ledger, comparison)
-    try:
+    with _writable(plan):
         plan.folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
             _write(plan.folder / name, text)
-    except OSError as error:
-        raise UnreachableError(
-            f"the report can't be written to {plan.folder} ({error.strerror}); name a folder of yours with --storage"
-        ) from None
     return {name: plan.folder / name for name in contents}
 
 
 def _remember(plan: Plan, ledger: Results, comparison: Comparison) -> None:
     if comparison.look:
-        ledger.remember_look(plan.key, comparison.present)
+        with _writable(plan):
+            ledger.remember_look(plan.key, comparison.present)
+
+
+@contextlib.contextmanager
+def _writable(plan: Plan) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnreachableError(
+            f"the report can't be written to {plan.folder} ({error.strerror}); name a folder of yours with --storage"
+        ) from None
 
 
 def terminal_table(plan: Plan, ledger: Results) -> str:

@@ -211,6 +211,8 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(generated, tmp_path):
     assert sorted(stopped.evaluations) == [2]
     train(config, *generated, folder=tmp_path / "parts", hooks=continued, resume_from=stopped.checkpoints[-1][1])
     found = stopped.evaluations | continued.evaluations
+    assert [step for step, _ in continued.checkpoints] == [4, 6], "it is kept, and owed no more"
+    assert (continued.checkpoints[0][1] / "per_class.json").exists()
     assert sorted(found) == sorted(whole.evaluations) == [2, 4, 6]
     assert [one["AP"] for one in found.values()] == [one["AP"] for one in whole.evaluations.values()]
     # A checkpoint that has its evaluation owes none.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from detector.errors import UnreachableError
 from orchestrator.comparison import compare
 from orchestrator.looks import EVERY_ROW
 from orchestrator.report import write_report
@@ -69,6 +70,16 @@ def test_a_pair_selected_by_itself_is_the_look_that_the_table_was(tmp_path: Path
     assert first.p == later.p
 
 
+def test_a_look_keeps_the_results_of_a_row_that_failed_since(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, seeds=(0, 1))
+    ledger = finished(plan)
+    write_report(plan, ledger)
+    first = compare(plan, ledger).pairs[0].judgement
+    rows = {name: tuple(row for row in plan.rows if row.row == name) for name in plan.row_names}
+    left = replace(plan, rows=rows["plain"] + rows["both"], compare=plan.compare[:1], beside=rows["half"] + rows["up"])
+    assert compare(left, ledger).pairs[0].judgement == first
+
+
 def test_seeds_of_one_row_alone_are_a_look_at_its_pairs_alone(tmp_path: Path) -> None:
     """Rows trained with more seeds than the others take nothing from the level of the others."""
     plan = plan_of(tmp_path)
@@ -96,3 +107,15 @@ def test_seeds_of_one_row_alone_are_a_look_at_its_pairs_alone(tmp_path: Path) ->
     assert [pair["level"] for pair in looks_document(compare(plan, ledger))[-1]["pairs"]] == pytest.approx(
         [0.05 / 6] * 3
     )
+
+
+def test_a_look_that_can_not_be_kept_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(tmp_path)
+    ledger = finished(plan)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(ledger, "remember_look", refuse)
+    with pytest.raises(UnreachableError, match=r"the report can't be written to .* \(Permission denied\)"):
+        write_report(plan, ledger)

@@ -66,3 +66,12 @@ def test_a_table_that_compares_nothing_says_nothing(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, TABLE.replace("compare: [[both, plain], [half, plain], [up, plain]]\n", ""))
     assert prospect_lines(prospects(plan, MemoryLedger())) == []
     assert "\ncompare" not in describe(plan, MemoryLedger())
+
+
+def test_seeds_beside_earlier_ones_are_forecast_with_them_and_by_pair(tmp_path: Path) -> None:
+    whole = plan_of(tmp_path)
+    rows = tuple(row for row in whole.rows if row.row in ("both", "plain") or row.seed < 2)
+    last = replace(whole, rows=tuple(row for row in rows if row.seed == 2), wider=replace(whole, rows=rows))
+    told = prospects(last, MemoryLedger())
+    assert told.planned == {("both", "plain"): 3, ("half", "plain"): 2, ("up", "plain"): 2}
+    assert prospect_lines(told)[0].startswith("of 2 to 3 seeds, at 80 % power")

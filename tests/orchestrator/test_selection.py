@@ -133,5 +133,8 @@ def test_of_a_row_that_failed_with_one_seed_the_others_are_no_row(
     selected = make_plan(SweepRequest(str(table), only=("1:1",), seeds=(0, 1)), "describe")
     assert selected.partly == partly
     assert selected.left_out == (() if left else ("D_up:1",))
+    assert [(row.row, row.seed) for row in selected.beside] == ([] if left else [("D_up:1", 0)])
+    of_all = make_plan(SweepRequest(str(table), seeds=(0,)), "describe")
+    assert of_all.partly == ("D_up:1",), "what is registered is chosen among whole rows"
     # Whoever selects its seeds has said so.
     assert planned(table, seeds=(0,)) == [("1:1", 0), ("1:1", 1), ("D_up:1", 0)]

@@ -15,6 +15,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from detector.config import TrainingConfig
 from detector.errors import UnreachableError
+from detector.training import TrainingStopped
 from orchestrator import cancellation, journal, nodes, recovery, trial
 from orchestrator.evaluation import EvaluationJob, evaluate_training
 from orchestrator.ledger import Ledger
@@ -181,21 +182,30 @@ def test_an_evaluation_writes_nothing_on_a_node_that_is_not_fit(assignment: Assi
     assert not (tmp_path / "trainings" / "a1" / "evaluation.log").exists()
 
 
-def test_what_is_put_back_while_its_workers_save_is_given_back_when_they_have(
-    assignment: Assignment, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("when", ["while they save", "when they have"])
+def test_what_is_put_back_when_its_workers_save_is_given_back_when_they_have(
+    assignment: Assignment, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     ledger = Ledger(assignment.storage)
     ledger.started("a1", node="n", from_step=0, hardware={})
 
-    def cancel_and_put_back() -> None:
-        for change in (cancellation._cancelled, cancellation._pending):
-            ledger.place.update("trainings/a1/status.json", change)
-        assert cancellation.is_cancelled(ledger, "a1"), "its workers go on saving"
-        ledger.append("a1", journal.line(7, "train", {"loss": 1.0}))
-        ledger.attempt_failed("a1", "stopped at step 7 of 100, resumable", outcome="interrupted")
+    def change(how: Any) -> None:
+        ledger.place.update("trainings/a1/status.json", how)
+
+    class Stopping(Trainer):
+        def fit(self) -> Trainer:
+            change(cancellation._cancelled)
+            if when == "while they save":
+                change(cancellation._pending)
+                assert cancellation.is_cancelled(ledger, "a1"), "its workers go on saving"
+            ledger.append("a1", journal.line(7, "train", {"loss": 1.0}))
+            ledger.attempt_failed("a1", "stopped at step 7 of 100, resumable", outcome="interrupted")
+            if when == "when they have":
+                change(cancellation._pending)
+            raise WorkerGroupError("...", {0: TrainingStopped("stopped at step 7 of 100, resumable")})
 
     monkeypatch.setattr("ray.tune.report", lambda figures: None)
-    trainer = Trainer(1, [0.0], cancel_and_put_back)
+    trainer = Stopping(1, [0.0])
     monkeypatch.setattr(nodes, "present", lambda: TWO)
     monkeypatch.setattr(trial, "_trainer", lambda *_: trainer)
     monkeypatch.setattr(trial, "Watch", lambda *_: Unwatched())
