@@ -91,6 +91,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(tmp_path, undi
     )
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, measured):
     """Fault 4: one bit of the newest is flipped as the worker dies, and the one before it is gone on from."""
     sweep = Sweep(tmp_path / "sweep", iterations=30, stall=20)

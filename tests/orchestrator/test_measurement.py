@@ -71,8 +71,11 @@ def test_two_rows_of_one_workload_are_timed_once_and_a_failure_ends_nothing(
 @pytest.mark.parametrize(
     "weights",
     [
-        ("model.weights=imagenet", "model.norm=frozen_bn"),
-        ("model.weights=imagenet", "model.norm=frozen_bn", "model.backbone=timm:resnet18.a1_in1k"),
+        pytest.param(("model.weights=imagenet", "model.norm=frozen_bn"), marks=pytest.mark.slow),
+        pytest.param(
+            ("model.weights=imagenet", "model.norm=frozen_bn", "model.backbone=timm:resnet18.a1_in1k"),
+            marks=pytest.mark.slow,
+        ),
         ("model.init=mmdet:atss_r50_fpn_1x_coco", "model.weights=auto", "model.backbone=r50"),
     ],
 )

@@ -24,7 +24,7 @@ def readers() -> list[threading.Thread]:
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """As if there were a device, as far as the loader asks; the shapes of pixels that were pinned."""
+    """As if a device were in use, as far as the loader asks; the shapes of pixels that were pinned."""
     pinned: list[torch.Size] = []
 
     def pin(tensor):
@@ -32,7 +32,7 @@ def cuda(monkeypatch):
             pinned.append(tensor.shape)
         return tensor
 
-    monkeypatch.setattr(loader.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(loader.torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(loader.torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(loader.torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
@@ -90,7 +90,7 @@ def test_closed_early_the_thread_has_ended():
 def test_with_a_device_batches_are_the_same_and_pinned(generated, cuda, monkeypatch):
     found = [read(generated[0]), read(generated[0], start=2), list(evaluation_batches(generated[1], DATA))]
     assert len(cuda) == sum(map(len, found))
-    monkeypatch.setattr(loader.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(loader.torch.cuda, "is_initialized", lambda: False)
     expected = [read(generated[0]), read(generated[0], start=2), list(evaluation_batches(generated[1], DATA))]
     for mine, theirs in zip(found, expected, strict=True):
         assert all(map(same, mine, theirs))
