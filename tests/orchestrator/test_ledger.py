@@ -280,7 +280,7 @@ def test_a_namesake_of_this_host_is_another_host(tmp_path, more):
 HOLD = """
 import sys, time
 from pathlib import Path
-from orchestrator import history, journal, samples
+from orchestrator import history, journal, probe, samples
 from orchestrator.cancellation import end_gracefully
 from orchestrator.lease import Lease, LeaseLostError
 from orchestrator.ledger import Ledger
@@ -327,6 +327,7 @@ with Lease(ledger.place, "t") as held:
         "accepted": lambda: history.forget_accepted(mine, "a"),
         "look": lambda: mine.remember_look("t", [0]),
         "report": published,
+        "nodes": lambda: probe.expect(mine, "t"),
     }
     for name, write in writes.items():
         try:
@@ -367,7 +368,7 @@ def test_a_driver_that_was_stopped_and_replaced_writes_nothing_any_more(tmp_path
             stopped.send_signal(signal.SIGCONT)
             output, _ = stopped.communicate("go on\n", timeout=60)
             words = dict(line.split(": ") for line in output.splitlines())
-            assert len(words) == 22
+            assert len(words) == 23
             assert set(words.values()) == {"refused"}
             assert [read_json(tmp_path / f"trainings/{name}/status.json") for name in "ab"] == before
             assert not list(tmp_path.glob("trainings/*/journal.jsonl"))
